@@ -1,0 +1,144 @@
+"""The vocabulary of the data: prompts, samples, groups.
+
+Invariants:
+
+* Standard library only, so that the client and slime's process can import it.
+* The policy versions of a sample are run-length pairs ``[version, number of tokens]`` whose counts add up to the
+  number of its tokens, always; adjacent pairs have different versions.
+* ``logprobs`` is either absent for the whole sample or as long as ``tokens``.
+* Tokens are held as C arrays (4 bytes each), not as lists: thousands of generations are in flight at a time.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+__all__ = ["NO_VERSION", "Group", "Message", "Prompt", "Sample", "SampleStatus", "Versions"]
+
+Message = dict[str, Any]
+"""One chat message: ``{"role": …, "content": …}``."""
+
+Versions = list[list[int]]
+"""Run-length policy versions: ``[[version, number of tokens], …]`` in token order."""
+
+NO_VERSION = -1
+"""The version of tokens that no policy produced (tool and user turns); staleness ignores it."""
+
+
+class SampleStatus(StrEnum):
+    """Where a sample stands; the values are slime's five."""
+
+    PENDING = "pending"
+    COMPLETED = "completed"
+    TRUNCATED = "truncated"
+    ABORTED = "aborted"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One task of a source.
+
+    ``prompt_index`` is the row in the source's file, from 0, counting prompts only. ``content`` is text, a list of
+    chat messages, or ``None`` where the file gives ``tokens`` (token ids) alone.
+    """
+
+    source: str
+    prompt_index: int
+    epoch: int
+    content: str | list[Message] | None
+    label: Any = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+    tokens: Sequence[int] | None = None
+
+
+@dataclass(slots=True)
+class Sample:
+    """One response to one prompt; it grows while it is generated.
+
+    ``tokens`` [T] int32 and ``logprobs`` [T] float32 hold every sampled token, end-of-sequence included;
+    ``loss_mask`` is ``None`` for all ones, else T bytes of 0 or 1. ``reward`` is ``None`` until it is scored.
+    """
+
+    index: int
+    tokens: array[int] = field(default_factory=lambda: array("i"))
+    logprobs: array[float] | None = field(default_factory=lambda: array("f"))
+    versions: Versions = field(default_factory=list)
+    text: str = ""
+    status: SampleStatus = SampleStatus.PENDING
+    finish_reason: str | None = None
+    reward: float | None = None
+    loss_mask: bytes | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def extend(self, tokens: Sequence[int], logprobs: Sequence[float] | None, version: int) -> None:
+        """Append tokens that arrived under one policy version.
+
+        Raises:
+            ValueError: if ``logprobs`` is of another length than ``tokens``.
+        """
+        if not tokens:
+            return
+        if logprobs is None:
+            self.logprobs = None
+        elif self.logprobs is not None:
+            if len(logprobs) != len(tokens):
+                raise ValueError(f"{len(tokens)} tokens came with {len(logprobs)} log-probabilities")
+            self.logprobs.extend(logprobs)
+        self.tokens.extend(tokens)
+        if self.versions and self.versions[-1][0] == version:
+            self.versions[-1][1] += len(tokens)
+        else:
+            self.versions.append([version, len(tokens)])
+
+    def clear(self) -> None:
+        """Forget what was generated, to begin again from the prompt."""
+        self.tokens = array("i")
+        self.logprobs = array("f")
+        self.versions = []
+        self.text = ""
+        self.status = SampleStatus.PENDING
+        self.finish_reason = None
+        self.reward = None
+        self.loss_mask = None
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether generation has ended with something that may be handed out."""
+        return self.status in (SampleStatus.COMPLETED, SampleStatus.TRUNCATED)
+
+    @property
+    def oldest_version(self) -> int | None:
+        """The oldest policy version that produced a token of this sample; ``None`` without such a token."""
+        return min((version for version, _ in self.versions if version != NO_VERSION), default=None)
+
+
+@dataclass(slots=True)
+class Group:
+    """The samples of one prompt: the unit of buffering, mixing and hand-out.
+
+    ``sampling`` are the sampling parameters in force; ``logprobs_kind`` says which distribution the
+    log-probabilities are of: ``temperature`` (after temperature, before truncation) or ``raw``.
+    """
+
+    source: str
+    group_index: int
+    prompt: Prompt
+    prompt_tokens: array[int]
+    samples: list[Sample]
+    sampling: dict[str, Any] = field(default_factory=dict)
+    logprobs_kind: str = "temperature"
+
+    @property
+    def response_tokens(self) -> int:
+        """Number of response tokens of all samples together."""
+        return sum(len(sample.tokens) for sample in self.samples)
+
+    @property
+    def oldest_version(self) -> int | None:
+        """The oldest policy version that produced a token of this group; ``None`` without such a token."""
+        return min((v for sample in self.samples if (v := sample.oldest_version) is not None), default=None)
