@@ -1,0 +1,330 @@
+"""One source's durable state: its cursor, what is in flight, and its own buffer of finished groups.
+
+Invariants:
+
+* A group is in flight, buffered, or gone; never two of them. Group indices in flight and buffered are unique.
+* The cursor is the position of the next prompt that was never launched. Prompts to run again come before it.
+* Groups leave the buffer in launch order with **bounded overtaking**: a group in flight may be overtaken by younger
+  ones in at most ``lookahead`` batches; then younger ones wait for it. Older groups have been overtaken at least as
+  often as younger ones, so that the oldest one in flight alone decides.
+* Pure: no clock, no I/O, and no knowledge of other sources.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from .errors import CorruptState
+from .frames import GroupFrame
+from .records import NO_VERSION
+
+__all__ = ["DropCount", "InFlight", "Place", "PromptRef", "SourceState", "StoredGroup"]
+
+
+class Place(NamedTuple):
+    """Where a record's body lies in the log: segment number, byte offset and length of the body."""
+
+    segment: int
+    offset: int
+    length: int
+
+
+class PromptRef(NamedTuple):
+    """One prompt of a source in one epoch."""
+
+    prompt_index: int
+    epoch: int
+
+
+@dataclass(slots=True)
+class StoredGroup:
+    """A finished group: its frame as stored and sent, and the few facts that decisions need.
+
+    ``lengths`` [n] are response lengths in tokens, ``rewards`` [n]; ``oldest_version`` is ``None`` where no policy
+    token exists; ``resumed`` counts samples that hold tokens of more than one piece of generation.
+    """
+
+    source: str
+    group_index: int
+    prompt: PromptRef
+    frame: bytes | memoryview
+    place: Place
+    lengths: tuple[int, ...]
+    rewards: tuple[float, ...]
+    oldest_version: int | None
+    resumed: int
+    tokens: int
+
+    @classmethod
+    def from_frame(cls, frame: bytes | memoryview, place: Place) -> StoredGroup:
+        """Read the facts from the frame's header.
+
+        Raises:
+            FrameError: not a group frame.
+        """
+        view = GroupFrame(frame)
+        header = view.header
+        samples = header["samples"]
+        lengths = tuple(sum(count for _, count in sample["versions"]) for sample in samples)
+        versions = [v for sample in samples for v, _ in sample["versions"] if v != NO_VERSION]
+        _, begin, end = header["columns"]["prompt_tokens"]
+        return cls(
+            source=header["source"],
+            group_index=header["group_index"],
+            prompt=PromptRef(header["prompt_index"], header["epoch"]),
+            frame=frame,
+            place=place,
+            lengths=lengths,
+            rewards=tuple(sample["reward"] for sample in samples),
+            oldest_version=min(versions, default=None),
+            resumed=sum(1 for sample in samples if sample["metadata"].get("pieces", 1) > 1),
+            tokens=sum(lengths) + len(samples) * ((end - begin) // 4),
+        )
+
+
+@dataclass(slots=True)
+class InFlight:
+    """A launched group that is not finished; ``partials`` are its partial frames in the order of writing."""
+
+    source: str
+    group_index: int
+    first_sample: int
+    n: int
+    prompt: PromptRef
+    overtaken: int = 0
+    partials: list[tuple[Place, bytes | memoryview]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class DropCount:
+    """What was dropped under one reason: groups, samples, their response tokens, the longest response."""
+
+    groups: int = 0
+    samples: int = 0
+    tokens: int = 0
+    longest: int = 0
+
+    def add(self, lengths: list[int]) -> None:
+        """Count one group whose samples have these response lengths."""
+        self.groups += 1
+        self.samples += len(lengths)
+        self.tokens += sum(lengths)
+        self.longest = max(self.longest, *lengths) if lengths else self.longest
+
+
+class SourceState:
+    """See the module's invariants.
+
+    Args:
+        name: the source's name.
+        rows: prompts in one epoch.
+        epochs: how often they are gone through; ``None``: for ever.
+    """
+
+    def __init__(self, name: str, rows: int, epochs: int | None) -> None:
+        self.name = name
+        self.rows = rows
+        self.epochs = epochs
+        self.epoch = 0
+        self.position = 0
+        self.carry = 0.0
+        self.paused = False
+        self.weight_override: float | str | None = None
+        self.weight_in_file: float | str | None = None
+        self.rerun: deque[PromptRef] = deque()
+        self.in_flight: dict[int, InFlight] = {}
+        self.ready: dict[int, StoredGroup] = {}
+        self.ready_bytes = 0
+        self.ready_tokens = 0
+        self._order: list[int] = []  # indices of `ready`, ascending: launch order
+        self.launched = 0
+        self.handed_out = 0
+        self.acknowledged = 0
+        self.overtakings = 0
+        self.dropped: dict[str, DropCount] = {}
+        self.kept_samples = 0
+        self.kept_tokens = 0
+
+    # -- prompts -------------------------------------------------------------------------------------------------------
+
+    @property
+    def has_prompts(self) -> bool:
+        """Whether a prompt can be launched."""
+        return bool(self.rerun) or self.epochs is None or self.epoch < self.epochs
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether nothing but what is buffered will ever come."""
+        return not self.has_prompts and not self.in_flight
+
+    def next_prompt(self, row_at: Callable[[int, int], int]) -> tuple[PromptRef, bool] | None:
+        """The prompt to launch next and whether it is run again; ``None`` if there is none. Changes nothing."""
+        if self.rerun:
+            return self.rerun[0], True
+        if not self.has_prompts:
+            return None
+        return PromptRef(row_at(self.epoch, self.position), self.epoch), False
+
+    def launch(self, flight: InFlight, *, rerun: bool) -> None:
+        """The group is in flight and its prompt is used up.
+
+        Raises:
+            CorruptState: a rerun of a prompt that was not to be run again.
+        """
+        if rerun:
+            if not self.rerun or self.rerun[0] != flight.prompt:
+                raise CorruptState(f"source {self.name}: group {flight.group_index} runs a prompt that is not queued")
+            self.rerun.popleft()
+        else:
+            self.position += 1
+            if self.position >= self.rows:
+                self.epoch, self.position = self.epoch + 1, 0
+        self.in_flight[flight.group_index] = flight
+        self.launched += 1
+
+    # -- groups --------------------------------------------------------------------------------------------------------
+
+    @property
+    def outstanding(self) -> int:
+        """Groups in flight and buffered: what the bounds act on."""
+        return len(self.in_flight) + len(self.ready)
+
+    def put(self, group: StoredGroup) -> None:
+        """A group in flight is finished and buffered.
+
+        Raises:
+            CorruptState: the group is not in flight.
+        """
+        if self.in_flight.pop(group.group_index, None) is None:
+            raise CorruptState(f"source {self.name}: group {group.group_index} was finished but never launched")
+        self.ready[group.group_index] = group
+        insort(self._order, group.group_index)
+        self.ready_bytes += len(group.frame)
+        self.ready_tokens += group.tokens
+
+    def restore(self, group: StoredGroup) -> None:
+        """Put a group back that a snapshot lists as buffered."""
+        self.ready[group.group_index] = group
+        insort(self._order, group.group_index)
+        self.ready_bytes += len(group.frame)
+        self.ready_tokens += group.tokens
+
+    def _barrier(self, lookahead: int) -> int | None:
+        """The group in flight that must not be overtaken again, if there is one."""
+        oldest = next(iter(self.in_flight.values()), None)
+        return oldest.group_index if oldest is not None and oldest.overtaken >= lookahead else None
+
+    def takeable(self, lookahead: int) -> int:
+        """How many buffered groups a batch may take now."""
+        barrier = self._barrier(lookahead)
+        if barrier is None:
+            return len(self._order)
+        return sum(1 for _ in self._older_than(barrier))
+
+    def blocked_by(self, lookahead: int) -> int | None:
+        """The group in flight that finished ones wait for, if that is what holds a batch up."""
+        barrier = self._barrier(lookahead)
+        return barrier if barrier is not None and self._order and self._order[-1] > barrier else None
+
+    def _older_than(self, barrier: int) -> Iterator[int]:
+        for index in self._order:
+            if index > barrier:
+                return
+            yield index
+
+    def oldest_ready(self, count: int) -> list[StoredGroup]:
+        """The ``count`` buffered groups that come next, in launch order."""
+        return [self.ready[index] for index in self._order[:count]]
+
+    def remove(self, group_index: int) -> StoredGroup:
+        """Take a group out of the buffer.
+
+        Raises:
+            CorruptState: it is not there.
+        """
+        group = self.ready.pop(group_index, None)
+        if group is None:
+            raise CorruptState(f"source {self.name}: group {group_index} is not buffered")
+        self._order.remove(group_index)
+        self.ready_bytes -= len(group.frame)
+        self.ready_tokens -= group.tokens
+        return group
+
+    def hand_out(self, indices: list[int]) -> list[StoredGroup]:
+        """Take the groups of a batch and count whom they overtake."""
+        groups = [self.remove(index) for index in indices]
+        youngest = max(indices, default=-1)
+        for flight in self.in_flight.values():
+            if flight.group_index > youngest:
+                break
+            flight.overtaken += 1
+            self.overtakings += 1
+        self.handed_out += len(groups)
+        for group in groups:
+            self.kept_samples += len(group.lengths)
+            self.kept_tokens += sum(group.lengths)
+        return groups
+
+    def drop(self, group_index: int, reason: str, lengths: list[int], *, rerun: bool) -> None:
+        """End a group in flight or buffered without handing it out.
+
+        Raises:
+            CorruptState: no such group.
+        """
+        flight = self.in_flight.pop(group_index, None)
+        prompt = flight.prompt if flight is not None else self.remove(group_index).prompt
+        self.dropped.setdefault(reason, DropCount()).add(lengths)
+        if rerun:
+            self.rerun.append(prompt)
+
+    def count_discarded(self, reason: str, lengths: list[int]) -> None:
+        """Count a group that was handed out and given back for good."""
+        self.dropped.setdefault(reason, DropCount()).add(lengths)
+
+    # -- snapshots -----------------------------------------------------------------------------------------------------
+
+    def snapshot(self) -> dict[str, Any]:
+        """JSON-compatible index of this state; frames are named by their places."""
+        return {
+            "rows": self.rows,
+            "epoch": self.epoch,
+            "position": self.position,
+            "carry": self.carry,
+            "paused": self.paused,
+            "weight_override": self.weight_override,
+            "weight_in_file": self.weight_in_file,
+            "rerun": list(self.rerun),
+            "in_flight": [
+                [f.group_index, f.first_sample, f.n, f.prompt, f.overtaken, [place for place, _ in f.partials]]
+                for f in self.in_flight.values()
+            ],
+            "ready": [self.ready[index].place for index in self._order],
+            "counters": [
+                self.launched,
+                self.handed_out,
+                self.acknowledged,
+                self.overtakings,
+                self.kept_samples,
+                self.kept_tokens,
+            ],
+            "dropped": {r: [d.groups, d.samples, d.tokens, d.longest] for r, d in self.dropped.items()},
+        }
+
+    def load(self, data: dict[str, Any], frame_at: Callable[[Place], memoryview]) -> None:
+        """Become what ``snapshot`` described; ``frame_at`` gives the bytes at a place."""
+        self.epoch, self.position = data["epoch"], data["position"]
+        self.carry, self.paused = data["carry"], data["paused"]
+        self.weight_override, self.weight_in_file = data["weight_override"], data["weight_in_file"]
+        self.rerun = deque(PromptRef(*ref) for ref in data["rerun"])
+        for index, first_sample, n, prompt, overtaken, places in data["in_flight"]:
+            partials: list[tuple[Place, bytes | memoryview]] = [(Place(*p), frame_at(Place(*p))) for p in places]
+            self.in_flight[index] = InFlight(self.name, index, first_sample, n, PromptRef(*prompt), overtaken, partials)
+        for place in data["ready"]:
+            self.restore(StoredGroup.from_frame(frame_at(Place(*place)), Place(*place)))
+        self.launched, self.handed_out, self.acknowledged, self.overtakings = data["counters"][:4]
+        self.kept_samples, self.kept_tokens = data["counters"][4:]
+        self.dropped = {reason: DropCount(*counts) for reason, counts in data["dropped"].items()}

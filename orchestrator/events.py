@@ -1,0 +1,164 @@
+"""The vocabulary of the state log: everything that changes the durable facts of a run.
+
+Invariants:
+
+* An event says what was decided, never how: replaying events needs no config, no clock and no other file.
+* Events are written in the order in which they were applied (:class:`~orchestrator.ledger.Ledger`), so that replay is
+  the same fold again.
+* Finished groups and partial rollouts are not events but frames (``orchestrator.frames``, ``orchestrator.partials``);
+  the log holds both kinds of record.
+* A field is never renamed or given another meaning; new fields have defaults, so that old logs stay readable.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+__all__ = [
+    "BatchFormed",
+    "Dropped",
+    "Event",
+    "LeaseAcked",
+    "LeaseDiscarded",
+    "Launched",
+    "Resplit",
+    "SourcePaused",
+    "SourceResumed",
+    "VersionSet",
+    "WeightSet",
+    "decode_event",
+    "encode_event",
+]
+
+
+class _Event(msgspec.Struct, frozen=True, tag_field="event", omit_defaults=True):
+    """Base of all events; the JSON object's ``event`` key names the type."""
+
+
+class Launched(_Event, tag="launched", frozen=True):
+    """A prompt was taken and its group got its index.
+
+    ``first_sample`` is the index of the group's first sample, the others follow it. ``rerun`` says that the prompt came
+    from the source's queue of prompts to run again and not from its cursor.
+    """
+
+    source: str
+    group_index: int
+    first_sample: int
+    n: int
+    prompt_index: int
+    epoch: int
+    rerun: bool = False
+
+
+class Dropped(_Event, tag="dropped", frozen=True):
+    """A group ended without being handed out.
+
+    ``rerun`` puts its prompt at the end of the queue of prompts to run again, under a new index. ``lengths`` are the
+    response lengths in tokens of the samples that were dropped.
+    """
+
+    source: str
+    group_index: int
+    reason: str
+    lengths: list[int] = []
+    rerun: bool = False
+
+
+class BatchFormed(_Event, tag="batch", frozen=True):
+    """A batch was formed, leased, and the step advanced.
+
+    ``shares[r]`` are the group indices of rank ``r`` in the order of hand-out. ``carry`` is the carried remainder of
+    each source after this batch.
+    """
+
+    step: int
+    policy_version: int
+    weights: dict[str, float]
+    counts: dict[str, int]
+    carry: dict[str, float]
+    shares: list[list[int]]
+    split: int = 0
+
+
+class Resplit(_Event, tag="resplit", frozen=True):
+    """What is not acknowledged of a leased batch was shared out anew; its earlier leases ended."""
+
+    step: int
+    shares: list[list[int]]
+    split: int
+
+
+class LeaseAcked(_Event, tag="ack", frozen=True):
+    """A share was acknowledged by its rank."""
+
+    step: int
+    rank: int
+
+
+class LeaseDiscarded(_Event, tag="discard", frozen=True):
+    """A share was given back for good (``nack`` with ``discard``)."""
+
+    step: int
+    rank: int
+
+
+class VersionSet(_Event, tag="version", frozen=True):
+    """New policy parameters are live in the engines."""
+
+    version: int
+
+
+class WeightSet(_Event, tag="weight", frozen=True):
+    """A weight was set at run time.
+
+    ``weight`` is ``None`` for back to the file; ``file_weight`` is what the file said at that time, so that a change of
+    the file is noticed.
+    """
+
+    source: str
+    weight: float | str | None
+    file_weight: float | str | None = None
+
+
+class SourcePaused(_Event, tag="pause", frozen=True):
+    """A source takes no part in new batches."""
+
+    source: str
+
+
+class SourceResumed(_Event, tag="resume", frozen=True):
+    """A source takes part again."""
+
+    source: str
+
+
+Event = (
+    Launched
+    | Dropped
+    | BatchFormed
+    | Resplit
+    | LeaseAcked
+    | LeaseDiscarded
+    | VersionSet
+    | WeightSet
+    | SourcePaused
+    | SourceResumed
+)
+
+_encoder = msgspec.json.Encoder()
+_decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
+
+
+def encode_event(event: Event) -> bytes:
+    """The event as one JSON object."""
+    return _encoder.encode(event)
+
+
+def decode_event(text: bytes | memoryview) -> Event:
+    """The event that ``encode_event`` wrote.
+
+    Raises:
+        msgspec.ValidationError: not an event of this version.
+    """
+    return _decoder.decode(text)

@@ -1,0 +1,278 @@
+"""The durable facts of a run as a pure state machine: events and frames in, state out.
+
+Invariants:
+
+* **The state is a fold** over the records of the log: applying the same records in the same order gives the same state,
+  and a snapshot followed by the records after it gives it too. Nothing else may change the ledger.
+* Every launched group is in exactly one place: in flight, buffered, leased, acknowledged or dropped (G3):
+  ``launched = in flight + buffered + leased + acknowledged + dropped`` for each source, discarded ones counting as
+  dropped.
+* ``step`` is the number of batches formed (G2); the policy version never goes back.
+* Pure: no clock, no I/O, no randomness. Where the records are kept is the concern of ``state/``, which implements
+  :class:`Journal`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, Protocol
+
+from .buffer import InFlight, Place, PromptRef, SourceState, StoredGroup
+from .errors import CorruptState, SourceUnknown, VersionWentBack
+from .events import (
+    BatchFormed,
+    Dropped,
+    Event,
+    Launched,
+    LeaseAcked,
+    LeaseDiscarded,
+    Resplit,
+    SourcePaused,
+    SourceResumed,
+    VersionSet,
+    WeightSet,
+)
+from .frames import GroupFrame
+from .leases import LeasedBatch, Leases, Share
+
+__all__ = ["Journal", "Ledger", "SourceSize"]
+
+DISCARDED = "discarded"
+"""The reason under which shares count that a trainer gave back for good."""
+
+
+class SourceSize(NamedTuple):
+    """What the ledger has to know of a source's prompts."""
+
+    rows: int
+    epochs: int | None = None
+
+
+class Journal(Protocol):
+    """Where changes of the ledger are recorded: applied at once, written in the same order."""
+
+    def record(self, event: Event) -> None:
+        """Apply the event and queue it for writing."""
+        ...
+
+    def store_group(self, frame: bytes) -> StoredGroup:
+        """A finished group enters its source's buffer."""
+        ...
+
+    def store_partial(self, frame: bytes) -> None:
+        """A group in flight gained a partial frame."""
+        ...
+
+    async def written(self) -> None:
+        """Return when everything recorded so far is written (it then survives the end of this process)."""
+        ...
+
+
+class Ledger:
+    """See the module's invariants.
+
+    Args:
+        sources: the sources in the order of the config.
+        nonce: see :class:`~orchestrator.leases.Leases`.
+    """
+
+    def __init__(self, sources: Mapping[str, SourceSize], *, nonce: str) -> None:
+        self.sources = {name: SourceState(name, size.rows, size.epochs) for name, size in sources.items()}
+        self.leases = Leases(nonce)
+        self.step = 0
+        self.policy_version = 0
+        self.version_was_set = False
+        self.next_group = 0
+        self.next_sample = 0
+        self._handlers: dict[type[Any], Callable[[Any], None]] = {
+            Launched: self._launched,
+            Dropped: self._dropped,
+            BatchFormed: self._batch_formed,
+            Resplit: self._resplit,
+            LeaseAcked: self._acked,
+            LeaseDiscarded: self._discarded,
+            VersionSet: self._version_set,
+            WeightSet: self._weight_set,
+            SourcePaused: self._paused,
+            SourceResumed: self._resumed,
+        }
+
+    # -- decisions that need more than one room ------------------------------------------------------------------------
+
+    def source(self, name: str) -> SourceState:
+        """The state of one source.
+
+        Raises:
+            SourceUnknown: no source of that name; the message lists those that exist.
+        """
+        try:
+            return self.sources[name]
+        except KeyError:
+            raise SourceUnknown(f"no source {name!r}; there are {', '.join(self.sources)}") from None
+
+    def next_launch(self, source: str, n: int, row_at: Callable[[int, int], int]) -> Launched | None:
+        """The event that would launch the source's next prompt; ``None`` if it has none. Changes nothing."""
+        chosen = self.source(source).next_prompt(row_at)
+        if chosen is None:
+            return None
+        prompt, rerun = chosen
+        return Launched(
+            source=source,
+            group_index=self.next_group,
+            first_sample=self.next_sample,
+            n=n,
+            prompt_index=prompt.prompt_index,
+            epoch=prompt.epoch,
+            rerun=rerun,
+        )
+
+    @property
+    def outstanding(self) -> int:
+        """Groups in flight and buffered, over all sources."""
+        return sum(state.outstanding for state in self.sources.values())
+
+    # -- the fold ------------------------------------------------------------------------------------------------------
+
+    def apply(self, event: Event) -> None:
+        """Change the state as the event says.
+
+        Raises:
+            CorruptState: the event does not fit the state; the log is damaged.
+            VersionWentBack: a policy version below the one in force.
+        """
+        try:
+            self._handlers[type(event)](event)
+        except (KeyError, IndexError) as error:
+            raise CorruptState(f"the record {event!r} does not fit the state: {error!r} is missing") from error
+
+    def put_group(self, frame: bytes | memoryview, place: Place) -> StoredGroup:
+        """A group in flight is finished: its frame enters the buffer."""
+        group = StoredGroup.from_frame(frame, place)
+        self.source(group.source).put(group)
+        return group
+
+    def put_partial(self, frame: bytes | memoryview, place: Place) -> None:
+        """A group in flight gained a partial frame."""
+        header = GroupFrame(frame).header
+        flight = self.source(header["source"]).in_flight.get(header["group_index"])
+        if flight is None:
+            raise CorruptState(f"a partial rollout of group {header['group_index']}, which is not in flight")
+        if header["start"] == 0:  # the sample began anew: what was kept of it is void
+            flight.partials = [p for p in flight.partials if GroupFrame(p[1]).header["slot"] != header["slot"]]
+        flight.partials.append((place, frame))
+
+    def move(self, frame: bytes | memoryview, old: Place, new: Place) -> bool:
+        """A frame was copied to another place of the log; whether it was still needed."""
+        header = GroupFrame(frame).header
+        state, index = self.source(header["source"]), header["group_index"]
+        if "slot" in header:
+            flight = state.in_flight.get(index)
+            at = next((i for i, p in enumerate(flight.partials) if p[0] == old), None) if flight is not None else None
+            if flight is None or at is None:
+                return False
+            flight.partials[at] = (new, frame)
+            return True
+        group = state.ready.get(index) or self.leases.group(index)
+        if group is None or group.place != old:
+            return False
+        group.place, group.frame = new, frame
+        return True
+
+    def _launched(self, event: Launched) -> None:
+        if event.group_index != self.next_group:
+            raise CorruptState(f"group {event.group_index} was launched where {self.next_group} is next")
+        flight = InFlight(
+            source=event.source,
+            group_index=event.group_index,
+            first_sample=event.first_sample,
+            n=event.n,
+            prompt=PromptRef(event.prompt_index, event.epoch),
+        )
+        self.source(event.source).launch(flight, rerun=event.rerun)
+        self.next_group = event.group_index + 1
+        self.next_sample = event.first_sample + event.n
+
+    def _dropped(self, event: Dropped) -> None:
+        self.source(event.source).drop(event.group_index, event.reason, event.lengths, rerun=event.rerun)
+
+    def _batch_formed(self, event: BatchFormed) -> None:
+        if event.step != self.step:
+            raise CorruptState(f"a batch of step {event.step} where step {self.step} is next")
+        taken: dict[str, list[int]] = {name: [] for name in self.sources}
+        owner = {index: name for name, state in self.sources.items() for index in state.ready}
+        for share in event.shares:
+            for index in share:
+                taken[owner[index]].append(index)
+        groups = {g.group_index: g for name, indices in taken.items() for g in self.sources[name].hand_out(indices)}
+        batch = LeasedBatch(event.step, event.policy_version, event.weights, event.counts, split=event.split)
+        batch.shares = [Share(rank, [groups[i] for i in share]) for rank, share in enumerate(event.shares)]
+        self.leases.add(batch)
+        for name, carry in event.carry.items():
+            self.source(name).carry = carry
+        self.step += 1
+
+    def _resplit(self, event: Resplit) -> None:
+        self.leases.resplit(event.step, event.shares, event.split)
+
+    def _acked(self, event: LeaseAcked) -> None:
+        for group in self.leases.finish(event.step, event.rank):
+            self.source(group.source).acknowledged += 1
+
+    def _discarded(self, event: LeaseDiscarded) -> None:
+        for group in self.leases.finish(event.step, event.rank):
+            self.source(group.source).count_discarded(DISCARDED, list(group.lengths))
+
+    def _version_set(self, event: VersionSet) -> None:
+        if event.version < self.policy_version:
+            raise VersionWentBack(
+                f"policy version {event.version} is below {self.policy_version}, which is in force; versions only rise"
+            )
+        self.policy_version = event.version
+        self.version_was_set = True
+
+    def _weight_set(self, event: WeightSet) -> None:
+        state = self.source(event.source)
+        state.weight_override, state.weight_in_file = event.weight, event.file_weight
+
+    def _paused(self, event: SourcePaused) -> None:
+        self.source(event.source).paused = True
+
+    def _resumed(self, event: SourceResumed) -> None:
+        self.source(event.source).paused = False
+
+    # -- snapshots -----------------------------------------------------------------------------------------------------
+
+    def frames(self) -> Iterator[tuple[Place, bytes | memoryview]]:
+        """The frames that this state still needs, with their places in the log."""
+        for state in self.sources.values():
+            for group in state.ready.values():
+                yield group.place, group.frame
+            for flight in state.in_flight.values():
+                yield from flight.partials
+        for _, share in self.leases.open_shares():
+            for group in share.groups:
+                yield group.place, group.frame
+
+    def snapshot(self) -> dict[str, Any]:
+        """JSON-compatible index of the whole state."""
+        return {
+            "nonce": self.leases.nonce,
+            "step": self.step,
+            "policy_version": self.policy_version,
+            "version_was_set": self.version_was_set,
+            "next_group": self.next_group,
+            "next_sample": self.next_sample,
+            "sources": {name: state.snapshot() for name, state in self.sources.items()},
+            "leases": self.leases.snapshot(),
+        }
+
+    def load(self, data: dict[str, Any], frame_at: Callable[[Place], memoryview]) -> None:
+        """Become what ``snapshot`` described; the caller has checked that the sources are the same."""
+        self.step = data["step"]
+        self.policy_version = data["policy_version"]
+        self.version_was_set = data["version_was_set"]
+        self.next_group = data["next_group"]
+        self.next_sample = data["next_sample"]
+        for name, state in self.sources.items():
+            state.load(data["sources"][name], frame_at)
+        self.leases.load(data["leases"], frame_at)

@@ -1,0 +1,228 @@
+"""The state store: the ledger with its log, its snapshots and its compaction.
+
+Invariants:
+
+* **Applied at once, written in order**: a change is applied to the ledger and queued for the log in one step without an
+  await between; whoever tells the outside about it awaits ``written()`` first.
+* A snapshot is the ledger between two records; it is written once these records are synced.
+* A segment is removed only when neither of the two kept snapshots, nor the log after them, needs it.
+* Compaction copies the live frames of sparse segments to the end of the log, a few at a time.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import aiofiles.os
+import anyio
+import orjson
+from anyio.abc import TaskStatus
+
+from orchestrator.broadcast import Broadcast
+from orchestrator.buffer import Place, StoredGroup
+from orchestrator.events import Event, encode_event
+from orchestrator.ledger import Ledger, SourceSize
+
+from .recovery import Kept, Recovery, recover
+from .segments import MOVED_HEADER_BYTES, RecordKind, encode_moved, list_segments, segment_path
+from .snapshots import list_snapshots, write_snapshot
+from .writer import SEGMENT_BYTES, LogWriter
+
+__all__ = ["Recovery", "StateStatistics", "StateStore"]
+
+SNAPSHOT_LOG_BYTES: Final = 64 << 20
+"""A snapshot after this much new log: a restart replays at most that."""
+
+SNAPSHOT_INTERVAL_S: Final = 30.0
+"""A snapshot at least this often while anything is recorded."""
+
+SPARSE_SHARE: Final = 0.25
+"""A segment of which less than this share is live is copied on; full ones are left alone."""
+
+MOVED_A_SLICE: Final = 8
+"""Frames copied between two turns of the loop: about 1 MB, well below a millisecond."""
+
+
+@dataclass(frozen=True, slots=True)
+class StateStatistics:
+    """Counts since the start.
+
+    ``written_bytes``: given to the operating system; ``backlog_bytes``: queued; ``snapshots``: written;
+    ``segments``: files of the log; ``fault``: what is wrong with the disk, ``None`` if nothing is.
+    """
+
+    written_bytes: int
+    backlog_bytes: int
+    snapshots: int
+    segments: int
+    fault: str | None
+
+
+class _Capture(NamedTuple):
+    """A snapshot before it is written."""
+
+    data: bytes
+    sequence: int
+    kept: Kept
+
+
+class StateStore:
+    """Implements :class:`~orchestrator.ledger.Journal`; see the module's invariants.
+
+    Use :meth:`open`; run :meth:`run` in a task; :meth:`aclose` at the end.
+    """
+
+    def __init__(self, directory: Path, ledger: Ledger, recovery: Recovery) -> None:
+        self.directory = directory
+        self.ledger = ledger
+        self.recovery = recovery
+        self._writer = LogWriter(directory, recovery.next_segment)
+        self._next_snapshot = max(list_snapshots(directory), default=0) + 1
+        self._previous = recovery.kept
+        self._snapshot_from = self._writer.written_bytes
+        self._recorded = anyio.Event()
+        self._grown = anyio.Event()
+        self._snapshot_lock = anyio.Lock()
+        self._snapshots = 0
+        self._fault: str | None = None
+        self.changed = Broadcast()
+
+    @classmethod
+    async def open(cls, directory: Path, sizes: dict[str, SourceSize]) -> StateStore:
+        """Recover the state of a directory whose lock is held.
+
+        Raises:
+            ForeignState, CorruptState: see :func:`~orchestrator.state.recovery.recover`.
+        """
+        ledger, recovery = await anyio.to_thread.run_sync(recover, directory, sizes, secrets.token_hex(4))
+        return cls(directory, ledger, recovery)
+
+    # -- the journal ---------------------------------------------------------------------------------------------------
+
+    def record(self, event: Event) -> None:
+        """Apply the event and queue it for the log.
+
+        Raises:
+            VersionWentBack, CorruptState: the event does not fit; nothing is recorded.
+        """
+        self.ledger.apply(event)
+        self._append(RecordKind.EVENT, encode_event(event))
+
+    def store_group(self, frame: bytes) -> StoredGroup:
+        """A finished group enters its source's buffer."""
+        place = self._append(RecordKind.GROUP, frame)
+        return self.ledger.put_group(frame, place)
+
+    def store_partial(self, frame: bytes) -> None:
+        """A group in flight gained a partial frame."""
+        place = self._append(RecordKind.PARTIAL, frame)
+        self.ledger.put_partial(frame, place)
+
+    async def written(self) -> None:
+        """Return when everything recorded so far survives the end of this process."""
+        await self._writer.written()
+
+    def _append(self, kind: RecordKind, body: bytes) -> Place:
+        place = self._writer.append(kind, body)
+        self._recorded.set()
+        if self._writer.written_bytes + self._writer.backlog_bytes - self._snapshot_from > SNAPSHOT_LOG_BYTES:
+            self._grown.set()
+        self.changed.notify()
+        return place
+
+    @property
+    def backlog_bytes(self) -> int:
+        """Bytes recorded and not yet written."""
+        return self._writer.backlog_bytes
+
+    @property
+    def fault(self) -> str | None:
+        """What is wrong with the disk, in a sentence; ``None`` if nothing is."""
+        return self._writer.fault or self._fault
+
+    def statistics(self) -> StateStatistics:
+        """Counts since the start."""
+        return StateStatistics(
+            written_bytes=self._writer.written_bytes,
+            backlog_bytes=self._writer.backlog_bytes,
+            snapshots=self._snapshots,
+            segments=len(list_segments(self.directory)),
+            fault=self.fault,
+        )
+
+    # -- working -------------------------------------------------------------------------------------------------------
+
+    async def run(self, *, task_status: TaskStatus[None]) -> None:
+        """Write, sync, snapshot and compact until cancelled. Ready once the state read back is snapshotted anew."""
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(self._writer.run)
+            await self.snapshot()
+            task_status.started()
+            await self._snapshot_loop()
+
+    async def _snapshot_loop(self) -> None:
+        while True:
+            await self._recorded.wait()
+            with anyio.move_on_after(SNAPSHOT_INTERVAL_S):
+                await self._grown.wait()
+            await self.snapshot()
+            await self._compact()
+
+    async def snapshot(self) -> bool:
+        """Write a snapshot of this moment; whether it succeeded (``fault`` says why not)."""
+        async with self._snapshot_lock:
+            capture = self._capture()
+            try:
+                await self._writer.synced(capture.sequence)
+                await write_snapshot(self.directory, self._next_snapshot, capture.data)
+                await self._remove_segments(capture.kept)
+            except OSError as error:
+                self._fault = f"cannot write a snapshot in {self.directory}: {error.strerror or error}"
+                return False
+            self._fault = None
+            self._next_snapshot += 1
+            self._snapshots += 1
+            self._previous = capture.kept
+            return True
+
+    def _capture(self) -> _Capture:
+        position = self._writer.end
+        data = orjson.dumps({"position": position, "ledger": self.ledger.snapshot()})
+        kept = Kept(position.segment, frozenset(place.segment for place, _ in self.ledger.frames()))
+        self._recorded = anyio.Event()
+        self._grown = anyio.Event()
+        self._snapshot_from = self._writer.written_bytes + self._writer.backlog_bytes
+        return _Capture(data, self._writer.sequence, kept)
+
+    async def _remove_segments(self, newest: Kept) -> None:
+        """Remove the segments that neither of the two kept snapshots needs."""
+        replayed_from = min(newest.replayed_from, self._previous.replayed_from)
+        for number in list_segments(self.directory):
+            if number < replayed_from and number not in newest.frames | self._previous.frames:
+                await aiofiles.os.unlink(segment_path(self.directory, number))
+
+    async def _compact(self) -> None:
+        """Copy the live frames of sparse segments to the end; the next snapshots let the segments go."""
+        live: Counter[int] = Counter()
+        for place, _ in self.ledger.frames():
+            live[place.segment] += place.length
+        current = self._writer.end.segment
+        sparse = {number for number, size in live.items() if number < current and size < SPARSE_SHARE * SEGMENT_BYTES}
+        frames = [(place, frame) for place, frame in self.ledger.frames() if place.segment in sparse]
+        for i, (place, frame) in enumerate(frames):
+            body = encode_moved(place, frame)
+            self.ledger.move(memoryview(body)[MOVED_HEADER_BYTES:], place, self._append(RecordKind.MOVED, body))
+            if i % MOVED_A_SLICE == MOVED_A_SLICE - 1:
+                await self.written()
+
+    async def aclose(self) -> None:
+        """Write and sync what is queued, and a last snapshot; the caller sets the deadline and shields."""
+        try:
+            await self._writer.flush()
+            await self.snapshot()
+        finally:
+            await self._writer.aclose()
