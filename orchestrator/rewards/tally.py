@@ -1,0 +1,59 @@
+"""The counts of one reward: how many calls ended how, and how long the oldest has been running."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import anyio
+
+from orchestrator.errors import RewardError, RewardTimeout
+
+from .port import RewardStatistics
+
+__all__ = ["Tally"]
+
+
+class Tally:
+    """Counts calls; a call that is cancelled from outside counts as none of scored, failed, timed out."""
+
+    def __init__(self) -> None:
+        self._scored = 0
+        self._failed = 0
+        self._timed_out = 0
+        self._last_error: str | None = None
+        self._calls = 0
+        self._begun: dict[int, float] = {}  # number of a running call: when it began, on the loop's clock
+
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """Around one call, from when it no longer waits for its turn."""
+        number = self._calls
+        self._calls += 1
+        self._begun[number] = anyio.current_time()
+        try:
+            yield
+            self._scored += 1
+        except RewardTimeout as error:
+            self._timed_out += 1
+            self._last_error = error.message
+            raise
+        except RewardError as error:
+            self._failed += 1
+            self._last_error = error.message
+            raise
+        finally:
+            del self._begun[number]
+
+    def statistics(self, **extra: int) -> RewardStatistics:
+        """The counts; ``extra`` carries ``oldest_running_s`` (``None`` with nothing running) and what is given."""
+        oldest = min(self._begun.values(), default=None)
+        age = None if oldest is None else anyio.current_time() - oldest
+        return RewardStatistics(
+            scored=self._scored,
+            failed=self._failed,
+            timed_out=self._timed_out,
+            running=len(self._begun),
+            last_error=self._last_error,
+            extra={"oldest_running_s": age, **extra},
+        )
