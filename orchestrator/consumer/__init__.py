@@ -1,0 +1,7 @@
+"""The consumer API: leases on a Unix socket (``docs/protocol.md``)."""
+
+from .desk import Handout, LeaseDesk, Waiting
+from .server import ConsumerServer
+from .service import ConsumerService
+
+__all__ = ["ConsumerServer", "ConsumerService", "Handout", "LeaseDesk", "Waiting"]

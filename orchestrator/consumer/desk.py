@@ -1,0 +1,194 @@
+"""The lease desk: who holds which share, and what a rank gets next.
+
+Invariants:
+
+* A share is held by at most one connection. When the connection goes, the share is free and will be handed out again,
+  the very same groups, oldest first; after a restart all shares are free.
+* A rank holds at most ``MAX_LEASES_PER_RANK`` shares; it belongs to at most one live connection.
+* The next batch forms only when every rank has taken its share of the newest one.
+* Another world size shares out anew whatever is not acknowledged; the leases of that ended.
+* No await: decisions are recorded in the journal, and the caller waits for them to be written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from orchestrator.broadcast import Broadcast
+from orchestrator.errors import BadWorldSize, RankInUse
+from orchestrator.events import LeaseAcked, LeaseDiscarded, Resplit
+from orchestrator.leases import LeasedBatch, Share, split_batch
+from orchestrator.ledger import Journal, Ledger
+from orchestrator.mixer import Finished, Mixer, Shortage
+
+__all__ = ["Handout", "Holder", "LeaseDesk", "Waiting"]
+
+MAX_LEASES_PER_RANK: Final = 2
+"""A trainer works on one batch and prefetches the next; more would only make work stale."""
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A live connection: its number and the process at its other end."""
+
+    connection: int
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Handout:
+    """A share that a rank now holds."""
+
+    lease: str
+    batch: LeasedBatch
+    share: Share
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Why a rank gets nothing now although the sources may have enough, in a sentence."""
+
+    reason: str
+
+
+class LeaseDesk:
+    """See the module's invariants.
+
+    Args:
+        ledger: the run's facts.
+        journal: where decisions are recorded.
+        mixer: forms batches.
+        changed: notified when a share becomes free.
+    """
+
+    def __init__(self, *, ledger: Ledger, journal: Journal, mixer: Mixer, changed: Broadcast) -> None:
+        self._ledger = ledger
+        self._journal = journal
+        self._mixer = mixer
+        self._changed = changed
+        self._held: dict[str, Holder] = {}  # lease → who holds it
+        self._ranks: dict[int, Holder] = {}
+
+    # -- ranks ---------------------------------------------------------------------------------------------------------
+
+    def take_rank(self, holder: Holder, rank: int, *, takeover: bool = False) -> Holder | None:
+        """The rank belongs to this connection from now on; returns the holder whose connection is to be closed.
+
+        Raises:
+            RankInUse: another live connection has it, and ``takeover`` was not asked for.
+        """
+        other = self._ranks.get(rank)
+        if other is not None and other != holder:
+            if not takeover:
+                raise RankInUse(
+                    f"rank {rank} is used by process {other.pid}: end it, or say hello with takeover to close its"
+                    " connection",
+                    data={"rank": rank, "pid": other.pid},
+                )
+            self.leave(other)
+        self._ranks[rank] = holder
+        return other if other != holder else None
+
+    def leave(self, holder: Holder) -> None:
+        """The connection is gone: its ranks and shares are free."""
+        self._ranks = {rank: other for rank, other in self._ranks.items() if other != holder}
+        self._held = {lease: other for lease, other in self._held.items() if other != holder}
+        self._changed.notify()
+
+    @property
+    def held(self) -> dict[str, Holder]:
+        """Leases that live connections hold."""
+        return dict(self._held)
+
+    # -- handing out ---------------------------------------------------------------------------------------------------
+
+    def claim(self, holder: Holder, rank: int, world_size: int) -> Handout | Waiting | Shortage | Finished:
+        """What this rank gets now, or why nothing.
+
+        Raises:
+            RankInUse: the rank belongs to another live connection.
+            BadWorldSize: the batch cannot be shared so, or others share it among another number of ranks.
+        """
+        if not 0 <= rank < world_size:
+            raise BadWorldSize(f"rank {rank} is not below world_size {world_size}")
+        self.take_rank(holder, rank)
+        self._share_out_anew(holder, world_size)
+        mine = [(batch, share) for batch, share in self._ledger.leases.open_shares() if share.rank == rank]
+        free = [(batch, share) for batch, share in mine if self._lease(batch, share) not in self._held]
+        if len(mine) - len(free) >= MAX_LEASES_PER_RANK:
+            return Waiting(f"rank {rank} holds {MAX_LEASES_PER_RANK} leases: acknowledge one to get the next")
+        if free:
+            return self._hand_out(holder, *free[0])
+        late = self._ranks_that_lag()
+        if late:
+            ranks = ", ".join(map(str, late))
+            return Waiting(f"step {self._ledger.step - 1} is not taken by rank {ranks} of {world_size} yet")
+        formed = self._mixer.form(world_size)
+        if isinstance(formed, LeasedBatch):
+            return self._hand_out(holder, formed, formed.shares[rank])
+        return formed
+
+    def _lease(self, batch: LeasedBatch, share: Share) -> str:
+        return self._ledger.leases.name(batch, share.rank)
+
+    def _hand_out(self, holder: Holder, batch: LeasedBatch, share: Share) -> Handout:
+        lease = self._lease(batch, share)
+        self._held[lease] = holder
+        return Handout(lease, batch, share)
+
+    def _ranks_that_lag(self) -> list[int]:
+        """Ranks that have not taken their share of the newest batch."""
+        newest = self._ledger.leases.batches.get(self._ledger.step - 1)
+        if newest is None:
+            return []
+        return [s.rank for s in newest.shares if not s.is_done and self._lease(newest, s) not in self._held]
+
+    def _share_out_anew(self, holder: Holder, world_size: int) -> None:
+        """Share what is not acknowledged among ``world_size`` ranks if it is shared among another number."""
+        others = [b for b in self._ledger.leases.batches.values() if b.world_size != world_size]
+        for batch in others:
+            for share in batch.shares:
+                other = self._held.get(self._lease(batch, share))
+                if other is not None and other != holder:
+                    raise BadWorldSize(
+                        f"process {other.pid} takes batches as one of {batch.world_size} ranks, this one as one of"
+                        f" {world_size}: all ranks of a trainer give the same world_size"
+                    )
+        splits = [(batch, split_batch(batch.unfinished_groups(), world_size)) for batch in others]
+        for batch, shares in splits:
+            for share in batch.shares:
+                self._held.pop(self._lease(batch, share), None)
+            self._journal.record(Resplit(step=batch.step, shares=shares, split=batch.split + 1))
+
+    # -- giving back ---------------------------------------------------------------------------------------------------
+
+    def ack(self, lease: str) -> None:
+        """The share is trained on and never comes again; twice is fine.
+
+        Raises:
+            LeaseUnknown: no such lease.
+        """
+        if (found := self._ledger.leases.find(lease, self._ledger.step)) is not None:
+            batch, share = found
+            self._held.pop(lease, None)
+            self._journal.record(LeaseAcked(step=batch.step, rank=share.rank))
+
+    def nack(self, lease: str, *, discard: bool) -> None:
+        """The share is given back: handed out again, or with ``discard`` dropped and counted.
+
+        Raises:
+            LeaseUnknown: no such lease.
+        """
+        if (found := self._ledger.leases.find(lease, self._ledger.step)) is None:
+            return
+        batch, share = found
+        self._held.pop(lease, None)
+        if discard:
+            self._journal.record(LeaseDiscarded(step=batch.step, rank=share.rank))
+        self._changed.notify()
+
+    def release(self, handout: Handout) -> None:
+        """A share that was claimed but never reached its trainer is free again."""
+        self._held.pop(handout.lease, None)
+        self._changed.notify()

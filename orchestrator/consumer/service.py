@@ -1,0 +1,255 @@
+"""The methods of the consumer API: what each request does.
+
+Invariants:
+
+* Nothing is answered before what it reports is written: a lease, an acknowledgement, a version, a weight.
+* A batch forms only while a ``get_batch`` waits for it.
+* Every wait ends by its own deadline, by the end of its connection, or by the daemon's end; a timeout says the cause.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol, cast
+
+import anyio
+
+from orchestrator.broadcast import Broadcast
+from orchestrator.errors import BadRequest, BatchTimeout, RunFinished, ShuttingDown
+from orchestrator.events import SourcePaused, SourceResumed, VersionSet
+from orchestrator.frames import DEFAULT_MAX_PAYLOAD_BYTES
+from orchestrator.ledger import Journal, Ledger
+from orchestrator.mixer import Finished, Shortage
+
+from . import methods as m
+from .connection import Answer, Connection, Request
+from .desk import Handout, LeaseDesk, Waiting
+
+__all__ = ["ConsumerService", "GenerationControl"]
+
+PROTOCOL = 1
+
+STATUS_WRITE_DEADLINE_S = 1.0
+"""A status answer waits this long for what it reports to be written; a failing disk must not hide the status."""
+
+
+class GenerationControl(Protocol):
+    """What the service may ask of the engines' side."""
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether launching has stopped for good."""
+        ...
+
+    def in_flight(self) -> int:
+        """Generations under way."""
+        ...
+
+    def interrupt(self) -> int:
+        """Cut what is in flight into partial rollouts; returns how many were cut."""
+        ...
+
+    async def pause(self, mode: str, timeout_s: float, owner: int) -> int:
+        """Close dispatch and return when the engines are quiet; the pause ends with its owner or its deadline."""
+        ...
+
+    def resume(self, owner: int | None) -> None:
+        """Open dispatch; with an owner only if the pause is that owner's."""
+        ...
+
+    async def drain(self) -> None:
+        """Stop launching, park what is in flight, snapshot."""
+        ...
+
+    def set_weight(self, source: str, weight: float | str | None) -> None:
+        """Put a weight in force, and record it."""
+        ...
+
+
+class ConsumerService:
+    """See the module's invariants.
+
+    Args:
+        run_name: the run's name, for ``hello``.
+        version: the server's version, for ``hello``.
+        ledger: the run's facts.
+        journal: where changes are recorded.
+        desk: who gets what.
+        control: the engines' side.
+        changed: notified when a waiting ``get_batch`` should look again.
+        status: everything that ``status`` reports.
+        cause: the sentence and the facts of why no batch is formed.
+    """
+
+    def __init__(
+        self,
+        *,
+        run_name: str,
+        version: str,
+        ledger: Ledger,
+        journal: Journal,
+        desk: LeaseDesk,
+        control: GenerationControl,
+        changed: Broadcast,
+        status: Callable[[], dict[str, Any]],
+        cause: Callable[[Waiting | Shortage | None], dict[str, Any]],
+    ) -> None:
+        self._run_name = run_name
+        self._version = version
+        self._ledger = ledger
+        self._journal = journal
+        self._desk = desk
+        self._control = control
+        self._changed = changed
+        self._status = status
+        self._cause = cause
+        self._methods: dict[str, tuple[type[Any], Callable[[Connection, Any], Awaitable[Answer]]]] = {
+            "hello": (m.Hello, self._hello),
+            "get_batch": (m.GetBatch, self._get_batch),
+            "ack": (m.Ack, self._ack),
+            "nack": (m.Nack, self._nack),
+            "cancel": (m.Cancel, self._cancel),
+            "set_policy_version": (m.SetPolicyVersion, self._set_policy_version),
+            "pause_generation": (m.PauseGeneration, self._pause_generation),
+            "continue_generation": (m.NoParams, self._continue_generation),
+            "status": (m.NoParams, self._report_status),
+            "set_weight": (m.SetWeight, self._set_weight),
+            "pause": (m.Source, self._pause),
+            "resume": (m.Source, self._resume),
+            "drain": (m.NoParams, self._drain),
+        }
+        self.connections: dict[int, Connection] = {}
+
+    async def handle(self, connection: Connection, request: Request) -> Answer:
+        """Do what a request asks.
+
+        Raises:
+            OrchestratorError: its code and message are the answer.
+        """
+        if request.method not in self._methods:
+            raise BadRequest(f"no method {request.method[:80]!r}; there are {', '.join(self._methods)}")
+        kind, method = self._methods[request.method]
+        return await method(connection, m.parse_params(kind, request.method, request.params))
+
+    def opened(self, connection: Connection) -> None:
+        """A client connected."""
+        self.connections[connection.holder.connection] = connection
+
+    def closed(self, connection: Connection) -> None:
+        """A client went: its leases are free, its pause ends."""
+        del self.connections[connection.holder.connection]
+        self._desk.leave(connection.holder)
+        self._control.resume(connection.holder.connection)
+
+    # -- methods -------------------------------------------------------------------------------------------------------
+
+    async def _hello(self, connection: Connection, params: m.Hello) -> Answer:
+        if params.protocol != PROTOCOL:
+            raise BadRequest(f"protocol {params.protocol} is not spoken here, {PROTOCOL} is")
+        connection.client = params.client[:200]
+        if params.rank is not None:
+            displaced = self._desk.take_rank(connection.holder, params.rank, takeover=params.takeover)
+            if displaced is not None and displaced.connection in self.connections:
+                self.connections[displaced.connection].close()
+        return Answer(
+            {
+                "server": "rollout-orchestrator",
+                "version": self._version,
+                "protocol": PROTOCOL,
+                "max_payload": DEFAULT_MAX_PAYLOAD_BYTES,
+                "run": self._run_name,
+                "sources": list(self._ledger.sources),
+                "step": self._ledger.step,
+                "policy_version": self._ledger.policy_version,
+            }
+        )
+
+    async def _get_batch(self, connection: Connection, params: m.GetBatch) -> Answer:
+        why: Waiting | Shortage | None = None
+        with anyio.move_on_after(params.timeout_s):
+            while True:
+                changed = self._changed.next()
+                got = self._desk.claim(connection.holder, params.rank, params.world_size)
+                if isinstance(got, Handout):
+                    return await self._hand_out(got)
+                if isinstance(got, Finished):
+                    raise RunFinished(f"the run ended after {got.step} batches", data={"leftover": got.leftover})
+                if self._control.is_draining:
+                    raise ShuttingDown("the daemon is draining and forms no more batches")
+                why = got
+                await changed.wait()
+        cause = self._cause(why)
+        raise BatchTimeout(f"no batch within {params.timeout_s:g} s: {cause['sentence']}", data={"cause": cause})
+
+    async def _hand_out(self, handout: Handout) -> Answer:
+        try:
+            await self._journal.written()
+        except BaseException:
+            self._desk.release(handout)
+            raise
+        batch, groups = handout.batch, handout.share.groups
+        result = {
+            "lease": handout.lease,
+            "step": batch.step,
+            "policy_version": batch.policy_version,
+            "weights": batch.weights,
+            "counts": batch.counts,
+            "groups": len(groups),
+        }
+        return Answer(result, [g.frame for g in groups], undo=lambda: self._desk.release(handout))
+
+    async def _ack(self, _: Connection, params: m.Ack) -> Answer:
+        self._desk.ack(params.lease)
+        await self._journal.written()
+        return Answer({})
+
+    async def _nack(self, _: Connection, params: m.Nack) -> Answer:
+        self._desk.nack(params.lease, discard=params.discard)
+        await self._journal.written()
+        return Answer({})
+
+    async def _cancel(self, connection: Connection, params: m.Cancel) -> Answer:
+        return Answer({"cancelled": connection.cancel(params.id)})
+
+    async def _set_policy_version(self, _: Connection, params: m.SetPolicyVersion) -> Answer:
+        if params.version != self._ledger.policy_version or not self._ledger.version_was_set:
+            self._journal.record(VersionSet(version=params.version))
+        in_flight = self._control.in_flight()
+        aborted = self._control.interrupt() if params.mode == "abort" else 0
+        await self._journal.written()
+        return Answer({"in_flight": in_flight, "aborted": aborted})
+
+    async def _pause_generation(self, connection: Connection, params: m.PauseGeneration) -> Answer:
+        owner = connection.holder.connection
+        return Answer({"in_flight": await self._control.pause(params.mode, params.timeout_s, owner)})
+
+    async def _continue_generation(self, _: Connection, __: m.NoParams) -> Answer:
+        self._control.resume(None)
+        return Answer({"in_flight": self._control.in_flight()})
+
+    async def _report_status(self, _: Connection, __: m.NoParams) -> Answer:
+        with anyio.move_on_after(STATUS_WRITE_DEADLINE_S):
+            await self._journal.written()
+        return Answer(self._status())
+
+    async def _set_weight(self, _: Connection, params: m.SetWeight) -> Answer:
+        self._control.set_weight(params.source, params.weight)
+        await self._journal.written()
+        return Answer({"step": self._ledger.step})
+
+    async def _pause(self, _: Connection, params: m.Source) -> Answer:
+        return await self._set_paused(params.source, paused=True)
+
+    async def _resume(self, _: Connection, params: m.Source) -> Answer:
+        return await self._set_paused(params.source, paused=False)
+
+    async def _set_paused(self, source: str, *, paused: bool) -> Answer:
+        if self._ledger.source(source).paused != paused:
+            event = SourcePaused if paused else SourceResumed
+            self._journal.record(cast("Any", event)(source=source))
+        await self._journal.written()
+        return Answer({"step": self._ledger.step})
+
+    async def _drain(self, _: Connection, __: m.NoParams) -> Answer:
+        await self._control.drain()
+        return Answer({"step": self._ledger.step})

@@ -1,0 +1,226 @@
+"""The mixer: from buffers and weights to batches.
+
+Invariants:
+
+* Counts are final when the batch forms and not before; it forms only when every source has what its count asks for, so
+  that the mixture of what is trained is exact whatever the speed of the sources (G1).
+* Within a source groups leave in launch order, with bounded overtaking (``buffer.py``).
+* Staleness is checked once, when a batch forms; what is too old is dropped, counted, and its prompt runs again.
+* A paused source counts as weight 0 and keeps its carried remainder. An exhausted one gives what it has, and the rest
+  is apportioned over the others.
+* No await and no clock: :meth:`Mixer.form` decides, and records what it decided in the journal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from .buffer import SourceState, StoredGroup
+from .events import BatchFormed, Dropped
+from .leases import LeasedBatch, split_batch
+from .ledger import Journal, Ledger
+from .plan import PlannedBatch, forecast, production_horizon
+from .staleness import is_stale
+from .weights import WeightTable
+
+__all__ = ["Demand", "Finished", "Lack", "Mixer", "Shortage"]
+
+STALE = "stale"
+"""The reason under which groups count that were too old when their batch formed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What one source has to produce.
+
+    ``wanted`` groups for all planned batches, ``next_count`` of them for the next one; ``bound`` is how many may be in
+    flight and buffered.
+    """
+
+    wanted: int
+    next_count: int
+    bound: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lack:
+    """Why one source cannot give its part: ``needed`` groups, of which ``takeable`` are there.
+
+    ``blocked_by`` is the group in flight that finished ones must not overtake again, if that is what they wait for.
+    """
+
+    source: str
+    needed: int
+    takeable: int
+    in_flight: int
+    blocked_by: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Shortage:
+    """No batch can be formed now. Empty ``lacks``: no source that has prompts has a weight above 0."""
+
+    step: int
+    lacks: tuple[Lack, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """No batch will be formed any more; ``leftover`` groups were too few for one."""
+
+    step: int
+    leftover: int
+
+
+class Mixer:
+    """See the module's invariants.
+
+    Args:
+        ledger: the run's facts.
+        journal: where decisions are recorded.
+        table: the weights.
+        batch_size: groups a batch.
+        lookahead: batches planned ahead; also how often a group may be overtaken.
+        max_staleness: policy versions; ``None``: no bound.
+        num_rollout: batches until the run ends; ``None``: never.
+        outstanding_bound: groups in flight and buffered over all sources (``over_sampling_batch_size``).
+        buffer_bounds: per source ``(groups, bytes)``, either ``None`` for no bound of its own.
+    """
+
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        journal: Journal,
+        table: WeightTable,
+        batch_size: int,
+        lookahead: int,
+        max_staleness: int | None,
+        num_rollout: int | None,
+        outstanding_bound: int,
+        buffer_bounds: Mapping[str, tuple[int | None, int | None]],
+    ) -> None:
+        self._ledger = ledger
+        self._journal = journal
+        self.table = table
+        self.batch_size = batch_size
+        self.lookahead = lookahead
+        self.max_staleness = max_staleness
+        self.num_rollout = num_rollout
+        self.outstanding_bound = outstanding_bound
+        self._buffer_bounds = dict(buffer_bounds)
+        self._plan: tuple[object, tuple[PlannedBatch, ...]] | None = None
+
+    # -- the plan ------------------------------------------------------------------------------------------------------
+
+    @property
+    def horizon(self) -> int:
+        """Batches that are produced ahead."""
+        horizon = production_horizon(self.lookahead, self.max_staleness)
+        return horizon if self.num_rollout is None else max(0, min(horizon, self.num_rollout - self._ledger.step))
+
+    def plan(self) -> tuple[PlannedBatch, ...]:
+        """The coming batches as they look now; empty when no source can give a group."""
+        states = self._ledger.sources
+        active = [name for name, state in states.items() if not state.paused]
+        limits = {name: len(state.ready) for name, state in states.items() if state.is_exhausted}
+        key = (self._ledger.step, tuple(active), tuple(limits.items()), self.table.revision, self.horizon)
+        if self._plan is None or self._plan[0] != key:
+            carry = {name: state.carry for name, state in states.items()}
+            plan = forecast(
+                self.table,
+                step=self._ledger.step,
+                carry=carry,
+                size=self.batch_size,
+                horizon=self.horizon,
+                active=active,
+                limits=limits,
+            )
+            self._plan = (key, plan)
+        return self._plan[1]
+
+    def demand(self, source: str) -> Demand:
+        """What a source has to produce for the plan, and how much of it may be there at once."""
+        state = self._ledger.source(source)
+        plan = self.plan()
+        groups, size = self._buffer_bounds.get(source, (None, None))
+        bound = self.outstanding_bound - (self._ledger.outstanding - state.outstanding)
+        if groups is not None:
+            bound = min(bound, groups)
+        if size is not None and state.ready_bytes >= size:
+            bound = min(bound, state.outstanding)
+        return Demand(
+            wanted=sum(batch.counts[source] for batch in plan),
+            next_count=plan[0].counts[source] if plan else 0,
+            bound=max(0, bound),
+        )
+
+    # -- batches -------------------------------------------------------------------------------------------------------
+
+    def outlook(self) -> PlannedBatch | Shortage | Finished:
+        """Whether the next batch can be formed, and if not, what it lacks. Changes nothing."""
+        step = self._ledger.step
+        if self.num_rollout is not None and step >= self.num_rollout:
+            return Finished(step, self._leftover())
+        if all(state.is_exhausted for state in self._ledger.sources.values()) and self._leftover() < self.batch_size:
+            return Finished(step, self._leftover())
+        plan = self.plan()
+        if not plan or sum(plan[0].counts.values()) < self.batch_size:
+            return Shortage(step, ())
+        lacks = tuple(
+            lack for name, needed in plan[0].counts.items() if (lack := self._lack(self._ledger.source(name), needed))
+        )
+        return Shortage(step, lacks) if lacks else plan[0]
+
+    def _leftover(self) -> int:
+        return sum(len(state.ready) for state in self._ledger.sources.values())
+
+    def _lack(self, state: SourceState, needed: int) -> Lack | None:
+        takeable = state.takeable(self.lookahead)
+        if takeable >= needed:
+            return None
+        return Lack(state.name, needed, takeable, len(state.in_flight), state.blocked_by(self.lookahead))
+
+    def form(self, world_size: int) -> LeasedBatch | Shortage | Finished:
+        """Form the next batch, shared among ``world_size`` ranks, if it can be formed now.
+
+        Raises:
+            BadWorldSize: the batch cannot be shared equally.
+        """
+        while isinstance(outlook := self.outlook(), PlannedBatch):
+            chosen = self._choose(outlook)
+            stale = [group for group in chosen if self._is_stale(group)]
+            if not stale:
+                return self._lease(outlook, chosen, world_size)
+            for group in stale:
+                self._journal.record(
+                    Dropped(
+                        source=group.source,
+                        group_index=group.group_index,
+                        reason=STALE,
+                        lengths=list(group.lengths),
+                        rerun=True,
+                    )
+                )
+        return outlook
+
+    def _choose(self, planned: PlannedBatch) -> list[StoredGroup]:
+        """The groups of the batch, in the order of their launch over all sources."""
+        chosen = [g for name, n in planned.counts.items() for g in self._ledger.source(name).oldest_ready(n)]
+        return sorted(chosen, key=lambda group: group.group_index)
+
+    def _is_stale(self, group: StoredGroup) -> bool:
+        return is_stale(self._ledger.policy_version, group.oldest_version, self.max_staleness)
+
+    def _lease(self, planned: PlannedBatch, chosen: list[StoredGroup], world_size: int) -> LeasedBatch:
+        event = BatchFormed(
+            step=planned.step,
+            policy_version=self._ledger.policy_version,
+            weights=dict(planned.shares),
+            counts=dict(planned.counts),
+            carry=dict(planned.carry),
+            shares=split_batch(chosen, world_size),
+        )
+        self._journal.record(event)
+        return self._ledger.leases.batches[planned.step]
