@@ -167,6 +167,13 @@ def prints(sample: Sample, prompt: Prompt) -> float:
     return float(len(sys.stdin.read()) + len(subprocess.run(["cat"], capture_output=True, check=True).stdout))
 
 
+def descriptors(sample: Sample, prompt: Prompt) -> dict[str, Any]:
+    """What a program started without closing descriptors has open."""
+    listing = ["sh", "-c", 'for fd in /proc/$$/fd/*; do echo "${fd##*/} $(readlink $fd)"; done']
+    answer = subprocess.run(listing, close_fds=False, stdout=subprocess.PIPE, text=True, check=False)
+    return {"score": 1, "open": dict(line.split(" ", 1) for line in answer.stdout.splitlines())}
+
+
 def process_id(sample: Sample, prompt: Prompt) -> int:
     return os.getpid()
 

@@ -388,6 +388,15 @@ async def test_what_a_function_prints_does_no_harm(capfd: pytest.CaptureFixture[
     assert err.count("y" * 100_000) == err.count("x" * 100_000) == err.count("z" * 1000) == 2
 
 
+async def test_programs_that_a_function_starts_do_not_inherit_our_pipes() -> None:
+    async with reward_of("descriptors", key="score") as reward:
+        detail = (await reward.score(sample_of(), prompt_of())).detail
+    assert detail is not None
+    standard = {descriptor: detail["open"].pop(descriptor) for descriptor in ("0", "1", "2")}
+    assert standard["0"] == os.devnull
+    assert not any(target.startswith(("pipe:", "socket:")) for target in detail["open"].values())
+
+
 async def test_not_more_calls_than_concurrency_at_a_time(tmp_path: Path) -> None:
     (tmp_path / "inside").write_text("0")
     entered, gate = Fifo(tmp_path / "entered"), Fifo(tmp_path / "gate")

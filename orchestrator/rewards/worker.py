@@ -60,9 +60,15 @@ def main() -> None:
 
 
 def _take_pipes() -> tuple[BinaryIO, BinaryIO]:
-    """The daemon's pipes under descriptors of our own, which programs started from here do not inherit."""
-    calls = os.fdopen(os.dup(0), "rb")
-    answers = os.fdopen(os.dup(1), "wb")
+    """The daemon's pipes under descriptors of our own, which programs started from here do not inherit.
+
+    All other descriptors are closed: under uvloop a child has copies of its pipes, which would be inherited.
+    """
+    ours = (os.dup(0), os.dup(1))
+    low, high = sorted(ours)
+    for first, last in ((3, low), (low + 1, high), (high + 1, os.sysconf("SC_OPEN_MAX"))):
+        os.closerange(first, last)
+    calls, answers = os.fdopen(ours[0], "rb"), os.fdopen(ours[1], "wb")
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.close(nothing)
