@@ -169,9 +169,13 @@ def prints(sample: Sample, prompt: Prompt) -> float:
 
 def descriptors(sample: Sample, prompt: Prompt) -> dict[str, Any]:
     """What a program started without closing descriptors has open."""
-    listing = ["sh", "-c", 'for fd in /proc/$$/fd/*; do echo "${fd##*/} $(readlink $fd)"; done']
-    answer = subprocess.run(listing, close_fds=False, stdout=subprocess.PIPE, text=True, check=False)
-    return {"score": 1, "open": dict(line.split(" ", 1) for line in answer.stdout.splitlines())}
+    program = (
+        "import os\nfor fd in range(3, 300):\n  if os.path.exists(p := f'/proc/self/fd/{fd}'): print(os.readlink(p))"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", program], close_fds=False, capture_output=True, text=True, check=True
+    )
+    return {"score": 1, "open": answer.stdout.split()}
 
 
 def process_id(sample: Sample, prompt: Prompt) -> int:

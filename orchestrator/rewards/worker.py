@@ -81,6 +81,8 @@ def _end_with_daemon(descriptor: int) -> None:
     poller = select.poll()
     poller.register(descriptor, 0)  # 0: hang-ups only, not data
     poller.poll()
+    if os.getpgrp() != os.getpid():  # started by hand: the group is somebody else's
+        os._exit(1)
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
