@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 
 import aiofiles.os
 import anyio
-import orjson
+import msgspec
 from anyio.abc import TaskStatus
 
 from orchestrator.broadcast import Broadcast
@@ -76,11 +76,13 @@ class StateStore:
     Use :meth:`open`; run :meth:`run` in a task; :meth:`aclose` at the end.
     """
 
-    def __init__(self, directory: Path, ledger: Ledger, recovery: Recovery) -> None:
+    def __init__(
+        self, directory: Path, ledger: Ledger, recovery: Recovery, changed: Broadcast, segment_bytes: int
+    ) -> None:
         self.directory = directory
         self.ledger = ledger
         self.recovery = recovery
-        self._writer = LogWriter(directory, recovery.next_segment)
+        self._writer = LogWriter(directory, recovery.next_segment, segment_bytes)
         self._next_snapshot = max(list_snapshots(directory), default=0) + 1
         self._previous = recovery.kept
         self._snapshot_from = self._writer.written_bytes
@@ -89,17 +91,24 @@ class StateStore:
         self._snapshot_lock = anyio.Lock()
         self._snapshots = 0
         self._fault: str | None = None
-        self.changed = Broadcast()
+        self._changed = changed
 
     @classmethod
-    async def open(cls, directory: Path, sizes: dict[str, SourceSize]) -> StateStore:
-        """Recover the state of a directory whose lock is held.
+    async def open(
+        cls,
+        directory: Path,
+        sizes: dict[str, SourceSize],
+        changed: Broadcast,
+        *,
+        segment_bytes: int = SEGMENT_BYTES,
+    ) -> StateStore:
+        """Recover the state of a directory whose lock is held; ``changed`` is notified of every record.
 
         Raises:
             ForeignState, CorruptState: see :func:`~orchestrator.state.recovery.recover`.
         """
         ledger, recovery = await anyio.to_thread.run_sync(recover, directory, sizes, secrets.token_hex(4))
-        return cls(directory, ledger, recovery)
+        return cls(directory, ledger, recovery, changed, segment_bytes)
 
     # -- the journal ---------------------------------------------------------------------------------------------------
 
@@ -131,7 +140,7 @@ class StateStore:
         self._recorded.set()
         if self._writer.written_bytes + self._writer.backlog_bytes - self._snapshot_from > SNAPSHOT_LOG_BYTES:
             self._grown.set()
-        self.changed.notify()
+        self._changed.notify()
         return place
 
     @property
@@ -170,7 +179,7 @@ class StateStore:
             with anyio.move_on_after(SNAPSHOT_INTERVAL_S):
                 await self._grown.wait()
             await self.snapshot()
-            await self._compact()
+            await self.compact()
 
     async def snapshot(self) -> bool:
         """Write a snapshot of this moment; whether it succeeded (``fault`` says why not)."""
@@ -191,7 +200,7 @@ class StateStore:
 
     def _capture(self) -> _Capture:
         position = self._writer.end
-        data = orjson.dumps({"position": position, "ledger": self.ledger.snapshot()})
+        data = msgspec.json.encode({"position": position, "ledger": self.ledger.snapshot()})
         kept = Kept(position.segment, frozenset(place.segment for place, _ in self.ledger.frames()))
         self._recorded = anyio.Event()
         self._grown = anyio.Event()
@@ -205,13 +214,17 @@ class StateStore:
             if number < replayed_from and number not in newest.frames | self._previous.frames:
                 await aiofiles.os.unlink(segment_path(self.directory, number))
 
-    async def _compact(self) -> None:
+    async def compact(self) -> None:
         """Copy the live frames of sparse segments to the end; the next snapshots let the segments go."""
         live: Counter[int] = Counter()
         for place, _ in self.ledger.frames():
             live[place.segment] += place.length
         current = self._writer.end.segment
-        sparse = {number for number, size in live.items() if number < current and size < SPARSE_SHARE * SEGMENT_BYTES}
+        sparse = {
+            number
+            for number, size in live.items()
+            if number < current and size < SPARSE_SHARE * self._writer.segment_bytes
+        }
         frames = [(place, frame) for place, frame in self.ledger.frames() if place.segment in sparse]
         for i, (place, frame) in enumerate(frames):
             body = encode_moved(place, frame)

@@ -34,7 +34,7 @@ from .segments import (
     segment_path,
 )
 
-__all__ = ["LogPosition", "LogWriter"]
+__all__ = ["SEGMENT_BYTES", "LogPosition", "LogWriter"]
 
 SEGMENT_BYTES: Final = 64 << 20
 """64 MiB: large enough that files are few, small enough that compaction gives space back in small slices."""
@@ -75,10 +75,12 @@ class LogWriter:
     Args:
         directory: the state directory.
         segment: number of the first segment to write; it must not exist yet.
+        segment_bytes: a segment is closed before it grows beyond this.
     """
 
-    def __init__(self, directory: Path, segment: int) -> None:
+    def __init__(self, directory: Path, segment: int, segment_bytes: int = SEGMENT_BYTES) -> None:
         self._directory = directory
+        self.segment_bytes = segment_bytes
         self._queue: deque[_Queued] = deque()
         self._end = LogPosition(segment, SEGMENT_HEADER_BYTES)
         self._fd: int | None = None
@@ -108,7 +110,7 @@ class LogWriter:
     def append(self, kind: RecordKind, body: bytes) -> Place:
         """Queue a record; returns where its body will lie. Never blocks."""
         size = RECORD_PREFIX_BYTES + len(body) + -len(body) % 8
-        if self._end.offset > SEGMENT_HEADER_BYTES and self._end.offset + size > SEGMENT_BYTES:
+        if self._end.offset > SEGMENT_HEADER_BYTES and self._end.offset + size > self.segment_bytes:
             self._end = LogPosition(self._end.segment + 1, SEGMENT_HEADER_BYTES)
             self._queue_segment_header()
         prefix = encode_prefix(kind, body)

@@ -1,0 +1,126 @@
+"""Why a batch is late, in one sentence with figures (G8).
+
+Invariants:
+
+* Every wait for a batch has a cause here; "unknown" is not among them.
+* The sentence names the source, how many groups it lacks, and what would help.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from orchestrator.buffer import SourceState
+from orchestrator.engines import EngineStatistics
+from orchestrator.ledger import Ledger
+from orchestrator.mixer import Lack, Shortage
+from orchestrator.producer import ProducerStatistics
+from orchestrator.rewards import RewardStatistics
+
+__all__ = ["explain"]
+
+LOW_ACCEPTANCE: Final = 0.2
+"""Below this share of groups that pass the filter, the filter is named as the cause."""
+
+STUCK_REWARD_S: Final = 10.0
+"""A reward call that runs for longer than this is named."""
+
+
+def explain(
+    *,
+    waiting: str | None,
+    shortage: Shortage | None,
+    ledger: Ledger,
+    producers: Mapping[str, ProducerStatistics],
+    rewards: Mapping[str, RewardStatistics],
+    engines: Sequence[EngineStatistics],
+    is_paused: bool,
+    is_draining: bool,
+    disk_fault: str | None,
+) -> dict[str, Any]:
+    """The cause as ``{"sentence", "kind", "sources": [{"source", "lacks", "needs", "why"}]}``.
+
+    Args:
+        waiting: a reason of the lease desk (the trainer holds its leases, a rank lags).
+        shortage: what the sources lack.
+        ledger: the run's facts.
+        producers: by source.
+        rewards: by source.
+        engines: all engines.
+        is_paused: generation is paused for a parameter update.
+        is_draining: launching has stopped.
+        disk_fault: what is wrong with the disk.
+    """
+    if disk_fault is not None:
+        return _cause("disk", f"the state cannot be written: {disk_fault}")
+    if waiting is not None:
+        return _cause("trainer", waiting)
+    if shortage is None:
+        return _cause("none", "a batch is ready to be formed")
+    if not shortage.lacks:
+        return _cause("no_weight", _no_weight(ledger))
+    general = _general(engines, is_paused=is_paused, is_draining=is_draining)
+    sources = []
+    for lack in shortage.lacks:
+        why = general or _why(lack, ledger.source(lack.source), producers[lack.source], rewards[lack.source])
+        lacks = lack.needed - lack.takeable
+        sources.append({"source": lack.source, "lacks": lacks, "needs": lack.needed, "why": why})
+    kind = "generation" if general is None else "engines"
+    return {"sentence": _sentence(shortage.step, sources, general), "kind": kind, "sources": sources}
+
+
+def _cause(kind: str, sentence: str) -> dict[str, Any]:
+    return {"sentence": sentence, "kind": kind, "sources": []}
+
+
+def _no_weight(ledger: Ledger) -> str:
+    paused = [name for name, state in ledger.sources.items() if state.paused]
+    exhausted = [name for name, state in ledger.sources.items() if state.is_exhausted]
+    parts = ["no source that can give groups has a weight above 0"]
+    if paused:
+        parts.append(f"paused: {', '.join(paused)} (orchestrator resume SOURCE)")
+    if exhausted:
+        parts.append(f"exhausted: {', '.join(exhausted)}")
+    return "; ".join(parts)
+
+
+def _general(engines: Sequence[EngineStatistics], *, is_paused: bool, is_draining: bool) -> str | None:
+    """A cause that concerns all sources alike."""
+    if is_draining:
+        return "the daemon is draining and launches nothing"
+    if is_paused:
+        return "generation is paused by pause_generation; continue_generation ends it"
+    if engines and all(engine.state != "up" for engine in engines):
+        states = "; ".join(f"{e.name} is {e.state}" + (f" ({e.last_error})" if e.last_error else "") for e in engines)
+        return f"no engine is up: {states}"
+    return None
+
+
+def _why(lack: Lack, state: SourceState, producer: ProducerStatistics, reward: RewardStatistics) -> str:
+    if not state.has_prompts and not state.in_flight:
+        return "it has no prompt left"
+    if lack.blocked_by is not None:
+        return f"group {lack.blocked_by} is still generating and was overtaken as often as allowed"
+    stuck = reward.extra.get("oldest_running_s")
+    if isinstance(stuck, int | float) and stuck > STUCK_REWARD_S:
+        return f"a reward call has been running for {stuck:.0f} s"
+    if producer.acceptance < LOW_ACCEPTANCE:
+        dropped = _most_dropped(state)
+        return f"{100 * (1 - producer.acceptance):.0f} % of its finished groups are dropped{dropped}"
+    if producer.last_failure is not None and not state.ready:
+        return f"{lack.in_flight} groups are in flight; samples fail: {producer.last_failure}"
+    return f"{lack.in_flight} groups are in flight"
+
+
+def _most_dropped(state: SourceState) -> str:
+    counts = [(count.groups, reason) for reason, count in state.dropped.items()]
+    return f", mostly as {max(counts)[1]}" if counts else ""
+
+
+def _sentence(step: int, sources: Iterable[Mapping[str, Any]], general: str | None) -> str:
+    lacking = [f"{entry['source']} lacks {entry['lacks']} of {entry['needs']} groups" for entry in sources]
+    if general is not None:
+        return f"step {step}: {', '.join(lacking)}: {general}"
+    whys = [f"{text} ({entry['why']})" for text, entry in zip(lacking, sources, strict=True)]
+    return f"step {step}: {', '.join(whys)}"

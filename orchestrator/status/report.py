@@ -1,0 +1,126 @@
+"""The status: everything that ``orchestrator status --json`` prints, as one JSON-compatible object.
+
+Invariants:
+
+* Group counts of a source add up: launched = in flight + buffered + leased + acknowledged + dropped (G3).
+* Building it changes nothing and waits for nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from orchestrator.buffer import DropCount, SourceState
+from orchestrator.engines import EngineStatistics
+from orchestrator.ledger import Ledger
+from orchestrator.mixer import Finished, Mixer, Shortage
+from orchestrator.producer import ProducerStatistics
+from orchestrator.rewards import RewardStatistics
+
+__all__ = ["RunFacts", "build_status"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFacts:
+    """What the status is built from, as it is at one moment.
+
+    ``held`` maps leases to the pid that holds them; ``connections`` lists clients; ``state`` are the counts of the
+    state store; ``problems`` is what the restart found damaged.
+    """
+
+    run: Mapping[str, Any]
+    ledger: Ledger
+    mixer: Mixer
+    producers: Mapping[str, ProducerStatistics]
+    rewards: Mapping[str, RewardStatistics]
+    engines: Sequence[EngineStatistics]
+    generation: Mapping[str, Any]
+    held: Mapping[str, int]
+    connections: Sequence[Mapping[str, Any]]
+    state: Mapping[str, Any]
+    problems: Sequence[str]
+
+
+def build_status(facts: RunFacts, explain: Callable[[Shortage | None], dict[str, Any]]) -> dict[str, Any]:
+    """The status object; ``explain`` gives the cause of a shortage."""
+    ledger, mixer = facts.ledger, facts.mixer
+    outlook = mixer.outlook()
+    plan = mixer.plan()
+    leased: dict[str, int] = dict.fromkeys(ledger.sources, 0)
+    for _, share in ledger.leases.open_shares():
+        for group in share.groups:
+            leased[group.source] += 1
+    return {
+        "run": dict(facts.run),
+        "step": ledger.step,
+        "policy_version": ledger.policy_version,
+        "is_finished": isinstance(outlook, Finished),
+        "cause": explain(outlook) if isinstance(outlook, Shortage) else None,
+        "next_group_index": ledger.next_group,
+        "sources": {name: _source(facts, state, leased[name]) for name, state in ledger.sources.items()},
+        "plan": [{"step": b.step, "weights": dict(b.shares), "counts": dict(b.counts)} for b in plan],
+        "leases": _leases(facts),
+        "engines": [asdict(engine) for engine in facts.engines],
+        "generation": dict(facts.generation),
+        "connections": list(facts.connections),
+        "state": dict(facts.state),
+        "problems": list(facts.problems),
+    }
+
+
+def _source(facts: RunFacts, state: SourceState, leased: int) -> dict[str, Any]:
+    demand = facts.mixer.demand(state.name)
+    weight = facts.mixer.table.weight(state.name)
+    return {
+        "weight": {"text": weight.text, "kind": weight.kind, "set_at_run_time": state.weight_override is not None},
+        "paused": state.paused,
+        "exhausted": state.is_exhausted,
+        "carry": state.carry,
+        "cursor": {"epoch": state.epoch, "position": state.position, "prompts": state.rows, "rerun": len(state.rerun)},
+        "groups": {
+            "launched": state.launched,
+            "in_flight": len(state.in_flight),
+            "buffered": len(state.ready),
+            "leased": leased,
+            "acknowledged": state.acknowledged,
+            "dropped": sum(count.groups for count in state.dropped.values()),
+        },
+        "dropped": {reason: _drop(count) for reason, count in state.dropped.items()},
+        "kept": {"samples": state.kept_samples, "mean_tokens": state.kept_tokens / max(1, state.kept_samples)},
+        "handed_out": state.handed_out,
+        "overtakings": state.overtakings,
+        "buffered_bytes": state.ready_bytes,
+        "wanted": demand.wanted,
+        "next_count": demand.next_count,
+        "bound": demand.bound,
+        "producer": asdict(facts.producers[state.name]),
+        "reward": asdict(facts.rewards[state.name]),
+    }
+
+
+def _drop(count: DropCount) -> dict[str, Any]:
+    return {
+        "groups": count.groups,
+        "samples": count.samples,
+        "mean_tokens": count.tokens / max(1, count.samples),
+        "longest_tokens": count.longest,
+    }
+
+
+def _leases(facts: RunFacts) -> list[dict[str, Any]]:
+    leases = []
+    for batch, share in facts.ledger.leases.open_shares():
+        lease = facts.ledger.leases.name(batch, share.rank)
+        leases.append(
+            {
+                "lease": lease,
+                "step": batch.step,
+                "rank": share.rank,
+                "world_size": batch.world_size,
+                "groups": len(share.groups),
+                "held_by_pid": facts.held.get(lease),
+            }
+        )
+    return leases

@@ -1,0 +1,117 @@
+"""The metrics of each step, under the seed's names (``rollout/{source}/…``).
+
+Invariants:
+
+* Every source reports at every step, with weight and count 0 where it has nothing in the batch.
+* Values are of the batch that was handed out, except for the flows (``dropped``, ``filter_ratio``), which are of the
+  time since the batch before.
+* Every value is a finite number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.buffer import SourceState, StoredGroup
+from orchestrator.leases import LeasedBatch
+from orchestrator.ledger import Ledger
+from orchestrator.staleness import staleness
+from orchestrator.statistics import Summary, summarize
+
+__all__ = ["StepMetrics", "StepReport"]
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """One step: ``sources[name]`` holds the nested metrics of a source."""
+
+    step: int
+    policy_version: int
+    sources: dict[str, dict[str, Any]]
+
+    def slashed(self) -> dict[str, float]:
+        """The same under the seed's names: ``rollout/{source}/response_len/mean`` and so on."""
+        flat: dict[str, float] = {}
+        for name, metrics in self.sources.items():
+            _flatten(f"rollout/{name}", metrics, flat)
+        return flat
+
+
+def _flatten(prefix: str, metrics: Mapping[str, Any], into: dict[str, float]) -> None:
+    for key, value in metrics.items():
+        if isinstance(value, Mapping):
+            _flatten(f"{prefix}/{key}", value, into)
+        else:
+            into[f"{prefix}/{key}"] = value
+
+
+@dataclass(slots=True)
+class _Flow:
+    """Counters of a source at the step before."""
+
+    finished: int
+    dropped: dict[str, int]
+
+
+class StepMetrics:
+    """Turns formed batches into reports.
+
+    Args:
+        ledger: the run's facts.
+        reward_cap: the cap in force for a source at a step, ``None`` without one.
+    """
+
+    def __init__(self, ledger: Ledger, reward_cap: Callable[[str, int], float | None]) -> None:
+        self._ledger = ledger
+        self._reward_cap = reward_cap
+        self._before = {name: self._flow(state) for name, state in ledger.sources.items()}
+
+    def report(self, batch: LeasedBatch) -> StepReport:
+        """The metrics of a batch that was formed just now."""
+        groups: dict[str, list[StoredGroup]] = {name: [] for name in self._ledger.sources}
+        for share in batch.shares:
+            for group in share.groups:
+                groups[group.source].append(group)
+        sources = {name: self._source(batch, self._ledger.source(name), groups[name]) for name in groups}
+        return StepReport(batch.step, batch.policy_version, sources)
+
+    def _source(self, batch: LeasedBatch, state: SourceState, groups: list[StoredGroup]) -> dict[str, Any]:
+        ages = [staleness(batch.policy_version, group.oldest_version) for group in groups]
+        metrics: dict[str, Any] = {
+            "weight": batch.weights.get(state.name, 0.0),
+            "sample_count": sum(len(group.lengths) for group in groups),
+            "group_count": len(groups),
+            "response_len": _spread(summarize([n for group in groups for n in group.lengths])),
+            "raw_reward": _spread(summarize([r for group in groups for r in group.rewards])),
+            "staleness": {"mean": sum(ages) / len(ages) if ages else 0.0, "max": max(ages, default=0)},
+            "buffer_groups": len(state.ready),
+            "in_flight": len(state.in_flight),
+            "carry": state.carry,
+            "resumed_samples": sum(group.resumed for group in groups),
+        }
+        cap = self._reward_cap(state.name, batch.step)
+        if cap is not None:
+            metrics["reward_cap"] = cap
+        metrics.update(self._flows(state))
+        return metrics
+
+    def _flow(self, state: SourceState) -> _Flow:
+        finished = state.launched - len(state.in_flight)
+        return _Flow(finished, {reason: count.groups for reason, count in state.dropped.items()})
+
+    def _flows(self, state: SourceState) -> dict[str, Any]:
+        before, now = self._before[state.name], self._flow(state)
+        self._before[state.name] = now
+        dropped = {reason: groups - before.dropped.get(reason, 0) for reason, groups in now.dropped.items()}
+        finished = max(1, now.finished - before.finished)
+        return {
+            "filter_ratio_all_zero": dropped.get("zero_std", 0) / finished,
+            "filter_ratio_reward_cap": dropped.get("reward_cap", 0) / finished,
+            "dropped": dropped,
+        }
+
+
+def _spread(summary: Summary) -> dict[str, float]:
+    return {"mean": summary.mean, "median": summary.median, "max": summary.max, "min": summary.min}
