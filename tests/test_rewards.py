@@ -148,6 +148,14 @@ async def test_a_function_of_another_directory(tmp_path: Path, monkeypatch: pyte
     await reward.aclose()
 
 
+async def test_a_worker_looks_where_the_daemon_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    (tmp_path / "reward_on_the_path.py").write_text("def score(sample, prompt):\n    return 0.75\n")
+    reward = build_reward("reward_on_the_path.score")
+    assert await reward.score(sample_of(), prompt_of()) == RewardResult(0.75)
+    await reward.aclose()
+
+
 async def test_a_function_that_can_no_longer_be_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))
     module = tmp_path / "reward_that_goes.py"
