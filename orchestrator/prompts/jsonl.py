@@ -101,21 +101,20 @@ class JsonlRows:
 def _lines(file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
     """Line number from 1, first byte, and text of every line that is not blank.
 
-    A line above ``MAX_LINE_BYTES`` is cut off a little above it.
+    A line above ``MAX_LINE_BYTES`` is cut off a little above it; first bytes are not right any more after it, which
+    does not matter, because the file is refused.
     """
     begin = len(BYTE_ORDER_MARK) if file.peek(3)[:3] == BYTE_ORDER_MARK else 0  # type: ignore[attr-defined]
     file.seek(begin)
     number = 0
     while line := file.readline(MAX_LINE_BYTES + 2):
         number += 1
-        size = len(line)
         rest = line
         while len(rest) > MAX_LINE_BYTES and not rest.endswith(b"\n"):
             rest = file.readline(MAX_LINE_BYTES + 2)
-            size += len(rest)
         if not line.isspace():
             yield number, begin, line
-        begin += size
+        begin += len(line)
 
 
 def _parse_line(line: bytes) -> Any:
