@@ -244,6 +244,13 @@ def test_lines_up_to_the_limit_and_not_beyond(tmp_path: Path) -> None:
         assert second.startswith(f"{path}:3: not JSON")
 
 
+def test_a_blank_line_beyond_the_limit_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "blank.jsonl"
+    path.write_text(" " * (2 * MAX_LINE_BYTES) + '\n{"prompt": "a"}\n')
+    with pytest.raises(PromptFileError, match=r"blank\.jsonl:1: "):
+        load_prompts(name="x", path=path)
+
+
 def test_a_file_renamed_over_it_changes_nothing(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "x.jsonl", {"prompt": "old"})
     source = load_prompts(name="x", path=path)

@@ -112,7 +112,7 @@ def _lines(file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
         rest = line
         while len(rest) > MAX_LINE_BYTES and not rest.endswith(b"\n"):
             rest = file.readline(MAX_LINE_BYTES + 2)
-        if not line.isspace():
+        if len(line) > MAX_LINE_BYTES or not line.isspace():
             yield number, begin, line
         begin += len(line)
 
