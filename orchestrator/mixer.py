@@ -13,7 +13,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from .buffer import SourceState, StoredGroup
@@ -86,6 +86,7 @@ class Mixer:
         num_rollout: batches until the run ends; ``None``: never.
         outstanding_bound: groups in flight and buffered over all sources (``over_sampling_batch_size``).
         buffer_bounds: per source ``(groups, bytes)``, either ``None`` for no bound of its own.
+        on_formed: told of each batch when it has formed.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class Mixer:
         num_rollout: int | None,
         outstanding_bound: int,
         buffer_bounds: Mapping[str, tuple[int | None, int | None]],
+        on_formed: Callable[[LeasedBatch], None] = lambda _: None,
     ) -> None:
         self._ledger = ledger
         self._journal = journal
@@ -110,6 +112,7 @@ class Mixer:
         self.num_rollout = num_rollout
         self.outstanding_bound = outstanding_bound
         self._buffer_bounds = dict(buffer_bounds)
+        self._on_formed = on_formed
         self._plan: tuple[object, tuple[PlannedBatch, ...]] | None = None
 
     # -- the plan ------------------------------------------------------------------------------------------------------
@@ -223,4 +226,6 @@ class Mixer:
             shares=split_batch(chosen, world_size),
         )
         self._journal.record(event)
-        return self._ledger.leases.batches[planned.step]
+        batch = self._ledger.leases.batches[planned.step]
+        self._on_formed(batch)
+        return batch

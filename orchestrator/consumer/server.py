@@ -4,7 +4,7 @@ Invariants:
 
 * The socket belongs to the user alone (mode 0600). A path that a live process listens on is never taken over: the state
   lock is held before this is reached, and a foreign listener is an error.
-* At most ``MAX_CONNECTIONS`` connections; one more is accepted and closed at once.
+* At most ``max_connections`` connections; one more is accepted and closed at once.
 * Every connection is a task of the server's task group.
 """
 
@@ -29,9 +29,6 @@ from .service import ConsumerService
 
 __all__ = ["ConsumerServer"]
 
-MAX_CONNECTIONS: Final = 1024
-"""Ranks and a few people who look at the status; below the usual limit of open files."""
-
 BACKLOG: Final = 128
 
 
@@ -41,11 +38,15 @@ class ConsumerServer:
     Args:
         path: of the socket; at most 107 bytes (Linux).
         service: the methods.
+        max_connections: at a time.
         log: for connections.
     """
 
-    def __init__(self, path: Path, service: ConsumerService, log: FilteringBoundLogger) -> None:
+    def __init__(
+        self, path: Path, service: ConsumerService, *, max_connections: int, log: FilteringBoundLogger
+    ) -> None:
         self._path = path
+        self._max_connections = max_connections
         self._service = service
         self._log = log
         self._numbers = itertools.count(1)
@@ -120,8 +121,8 @@ class ConsumerServer:
             self._log.debug(f"the socket {self._path} was removed by somebody else")
 
     async def _serve(self, peer: socket.socket) -> None:
-        if len(self._service.connections) >= MAX_CONNECTIONS:
-            self._log.warning(f"a connection was refused: {MAX_CONNECTIONS} are open")
+        if len(self._service.connections) >= self._max_connections:
+            self._log.warning(f"a connection was refused: {self._max_connections} are open")
             peer.close()
             return
         reader, writer = await asyncio.open_unix_connection(sock=peer, limit=READER_LIMIT_BYTES)

@@ -1,0 +1,91 @@
+"""Commands that change a running daemon: ``set-weight``, ``pause``, ``resume``, ``drain``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+__all__ = ["Socket", "drain", "pause", "resume", "set_weight"]
+
+Socket = Annotated[
+    Path | None,
+    Parameter(help="The daemon's socket; without it $ORCHESTRATOR_SOCKET, then run/orchestrator.sock."),
+]
+
+
+def set_weight(source: str, weight: str, /, *, socket: Socket = None) -> None:
+    """Set a source's weight at run time, from the next batch on; it is kept across restarts.
+
+    Parameters
+    ----------
+    source
+        Name of the source.
+    weight
+        A number, a "lambda step: ...", a dotted path, or "file" for back to the config file.
+    socket
+        The daemon's socket.
+    """
+    from orchestrator.client import RolloutClient
+
+    value: float | str | None = weight
+    if weight == "file":
+        value = None
+    else:
+        try:
+            value = float(weight)
+        except ValueError:
+            value = weight
+    with RolloutClient(socket, client="orchestrator set-weight") as client:
+        step = client.set_weight(source, value)
+    print(f"{source}: {'the weight of the config file' if value is None else f'weight {weight}'} from step {step} on")
+
+
+def pause(source: str, /, *, socket: Socket = None) -> None:
+    """Let a source take no part in new batches; it is kept across restarts.
+
+    Parameters
+    ----------
+    source
+        Name of the source.
+    socket
+        The daemon's socket.
+    """
+    from orchestrator.client import RolloutClient
+
+    with RolloutClient(socket, client="orchestrator pause") as client:
+        client.pause(source)
+    print(f"{source} is paused")
+
+
+def resume(source: str, /, *, socket: Socket = None) -> None:
+    """Let a paused source take part again.
+
+    Parameters
+    ----------
+    source
+        Name of the source.
+    socket
+        The daemon's socket.
+    """
+    from orchestrator.client import RolloutClient
+
+    with RolloutClient(socket, client="orchestrator resume") as client:
+        client.resume(source)
+    print(f"{source} takes part again")
+
+
+def drain(*, socket: Socket = None) -> None:
+    """Stop launching, park what is in flight, and write a snapshot; the daemon stays up and hands out what it has.
+
+    Parameters
+    ----------
+    socket
+        The daemon's socket.
+    """
+    from orchestrator.client import RolloutClient
+
+    with RolloutClient(socket, client="orchestrator drain") as client:
+        client.drain()
+    print("drained: everything in flight is parked; stop the daemon with SIGTERM when you like")

@@ -1,0 +1,50 @@
+"""``orchestrator run``: the daemon."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+__all__ = ["run"]
+
+
+def run(config: Path) -> None:
+    """Run the daemon until it is stopped, or until the run is finished.
+
+    SIGTERM and SIGINT stop it cleanly: launching ends, what is in flight is parked, and the next start goes on from
+    there. A second signal ends it at once.
+
+    Parameters
+    ----------
+    config
+        The YAML file.
+    """
+    import anyio
+
+    from orchestrator.config import load_config
+    from orchestrator.daemon import Daemon
+    from orchestrator.errors import OrchestratorError
+    from orchestrator.logs import configure_logging
+
+    settings = load_config(config)
+    logs = configure_logging(file=settings.logging.file, level=settings.logging.level)
+
+    async def main() -> None:
+        await Daemon(settings, logs).run()
+
+    try:
+        anyio.run(main, backend="asyncio", backend_options={"use_uvloop": True})
+    except BaseExceptionGroup as group:
+        known = [error for error in leaves(group) if isinstance(error, OrchestratorError)]
+        if len(known) == len(leaves(group)):
+            raise known[0] from group
+        raise
+    finally:
+        logs.close()
+
+
+def leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    """The errors in a group and in the groups within it."""
+    found: list[BaseException] = []
+    for error in group.exceptions:
+        found.extend(leaves(error) if isinstance(error, BaseExceptionGroup) else [error])
+    return found

@@ -1,0 +1,144 @@
+"""``orchestrator status``: how a running daemon stands, at a glance or as JSON."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from .live import Socket
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+__all__ = ["render", "status"]
+
+
+def status(
+    *,
+    socket: Socket = None,
+    as_json: Annotated[bool, Parameter(name="--json", negative=())] = False,
+) -> None:
+    """Show how a running daemon stands.
+
+    Parameters
+    ----------
+    socket
+        The daemon's socket.
+    as_json
+        Print everything as one JSON object.
+    """
+    from orchestrator.client import RolloutClient
+
+    with RolloutClient(socket, client="orchestrator status") as client:
+        report = client.status()
+    if as_json:
+        import json
+
+        print(json.dumps(report, indent=2, ensure_ascii=False))
+        return
+    from rich.console import Console
+
+    Console(highlight=False).print(render(report))
+
+
+def render(report: dict[str, Any]) -> RenderableType:
+    """The status for a terminal of 80 columns or more."""
+    from rich.console import Group
+    from rich.text import Text
+
+    parts: list[RenderableType] = [_headline(report), _sources(report), _engines(report)]
+    leases = report["leases"]
+    if leases:
+        held = ", ".join(
+            f"step {lease['step']}" + (f" rank {lease['rank']}" if lease["world_size"] > 1 else "") for lease in leases
+        )
+        parts.append(Text(f"Not acknowledged: {held}"))
+    if report["cause"]:
+        parts.append(Text(f"Next batch waits: {report['cause']['sentence']}", style="yellow"))
+    if report["state"]["fault"]:
+        parts.append(Text(f"Disk: {report['state']['fault']}", style="bold red"))
+    parts.extend(Text(f"Damage found at the start: {problem}", style="red") for problem in report["problems"])
+    return Group(*parts)
+
+
+def _headline(report: dict[str, Any]) -> RenderableType:
+    from rich.text import Text
+
+    run = report["run"]
+    end = f" of {run['num_rollout']}" if run["num_rollout"] else ""
+    state = "finished" if report["is_finished"] else "running"
+    if report["generation"]["draining"]:
+        state = "drained"
+    elif report["generation"]["paused"]:
+        state = "generation paused"
+    line = Text(run["name"], style="bold")
+    line.append(
+        f"  step {report['step']}{end} · policy version {report['policy_version']} · {state}"
+        f" · up {_duration(run['uptime_s'])} · pid {run['pid']}",
+        style="not bold",
+    )
+    return line
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _sources(report: dict[str, Any]) -> RenderableType:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("source", style="bold", no_wrap=True)
+    for column in ("weight", "next batch", "buffered", "in flight", "handed out", "dropped"):
+        table.add_column(column, justify="right")
+    table.add_column("", no_wrap=False)
+    plan = report["plan"][0] if report["plan"] else None
+    for name, source in report["sources"].items():
+        groups = source["groups"]
+        table.add_row(
+            name,
+            f"{100 * plan['weights'][name]:.1f} %" if plan else "–",
+            str(plan["counts"][name]) if plan else "–",
+            f"{groups['buffered']} / {source['wanted']}",
+            str(groups["in_flight"]),
+            str(source["handed_out"]),
+            str(groups["dropped"]),
+            _remarks(source),
+        )
+    return table
+
+
+def _remarks(source: dict[str, Any]) -> str:
+    remarks = [word for word in ("paused", "exhausted") if source[word]]
+    if source["weight"]["set_at_run_time"]:
+        remarks.append(f"weight set: {source['weight']['text']}")
+    remarks.extend(f"{count['groups']} {reason}" for reason, count in source["dropped"].items())
+    return ", ".join(remarks)
+
+
+def _engines(report: dict[str, Any]) -> RenderableType:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("engine", style="bold", no_wrap=True)
+    table.add_column("state")
+    for column in ("in flight", "completed", "failed", "stalled", "tokens"):
+        table.add_column(column, justify="right")
+    table.add_column("last error", no_wrap=False)
+    for engine in report["engines"]:
+        table.add_row(
+            engine["name"],
+            f"[green]{engine['state']}[/]" if engine["state"] == "up" else f"[red]{engine['state']}[/]",
+            f"{engine['in_flight']} / {engine['max_in_flight']}",
+            str(engine["completed"]),
+            str(engine["failed"]),
+            str(engine["stalled"]),
+            f"{engine['tokens']:,}",
+            engine["last_error"] or "",
+        )
+    return table
