@@ -1,0 +1,26 @@
+"""What the exit status of every command means; scripts and supervisors may rely on it.
+
+75 and 78 are ``EX_TEMPFAIL`` and ``EX_CONFIG`` of ``sysexits.h``, so that a supervisor can tell them apart without
+knowing us: systemd's ``RestartPreventExitStatus=75 78`` stops it from restarting what cannot succeed.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+__all__ = ["BAD_CONFIG", "FAILED", "OK", "TAKEN", "USAGE"]
+
+OK: Final = 0
+"""Done; for ``run`` also: stopped by a signal in good order, or the run is finished."""
+
+FAILED: Final = 1
+"""Failed at run time; the message on standard error says why."""
+
+USAGE: Final = 2
+"""Unknown command, option, or value of an option: what every Unix command answers to wrong usage."""
+
+TAKEN: Final = 75
+"""Another daemon holds the state directory or the socket; the same command may succeed later."""
+
+BAD_CONFIG: Final = 78
+"""The configuration cannot be used; the same command fails until the file is changed."""
