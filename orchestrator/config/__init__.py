@@ -1,0 +1,26 @@
+"""The configuration: names, defaults and bounds of every key, loading, and what a config promises before a run begins.
+
+:func:`load_config` is the way in; :func:`examine` looks further, at what the config names: functions, prompt files, and
+the weights of the coming steps. ``docs/configuration.md`` describes every key.
+"""
+
+from .document import Config, sampling_header, sampling_params
+from .engines import EmbeddedEngine, EngineSpec, LlamaCppEngine, ScriptedEngine
+from .load import LoadedConfig, load_config, read_config
+from .sections import RewardSpec, Sampling, Source
+
+__all__ = [
+    "Config",
+    "EmbeddedEngine",
+    "EngineSpec",
+    "LlamaCppEngine",
+    "LoadedConfig",
+    "RewardSpec",
+    "Sampling",
+    "ScriptedEngine",
+    "Source",
+    "load_config",
+    "read_config",
+    "sampling_header",
+    "sampling_params",
+]

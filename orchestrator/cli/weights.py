@@ -1,0 +1,115 @@
+"""``orchestrator weights``: the curriculum that a config describes, step by step, before anything runs.
+
+Invariants:
+
+* Counts are those of a run from step 0 on: ``--start`` leaves rows out, it does not change any.
+* Lines are written as they are made; a reader that closes the pipe ends the command quietly.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+from cyclopts.validators import Number
+
+from .exit_codes import OK
+
+if TYPE_CHECKING:
+    from orchestrator.plan import PlannedBatch
+
+__all__ = ["weights"]
+
+MAX_STEPS = 1_000_000
+"""Last step that can be asked for; a minute of evaluating."""
+
+
+def weights(
+    config: Path,
+    /,
+    *,
+    steps: Annotated[int, Parameter(validator=Number(gte=1, lte=MAX_STEPS))],
+    start: Annotated[int, Parameter(validator=Number(gte=0, lte=MAX_STEPS))] = 0,
+    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    plot: Path | None = None,
+) -> int:
+    """Show each source's share and its number of groups for the coming steps.
+
+    Parameters
+    ----------
+    config
+        The YAML file.
+    steps
+        How many steps.
+    start
+        The first step shown.
+    as_json
+        One JSON object a line instead of a table.
+    plot
+        Also draw them into this PNG file; needs matplotlib (the extra `plot`).
+    """
+    names, batches = _batches(config, start, steps)
+    if plot is not None:
+        from .plot import draw_weights
+
+        draw_weights(batches, names, plot, title=f"{config.stem}: share of each batch by source")
+    try:
+        if as_json:
+            _print_json(batches)
+        elif plot is None:
+            _print_table(batches, names)
+        else:
+            print(f"wrote {plot}")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes standard output once more at exit; there must be something that takes it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return OK
+
+
+def _batches(config: Path, start: int, steps: int) -> tuple[Sequence[str], Sequence[PlannedBatch]]:
+    """The planned batches from ``start`` on.
+
+    Raises:
+        ConfigError: the config cannot be used, or its weights at some step.
+    """
+    from orchestrator.config import read_config
+    from orchestrator.config.examine import find_broken_weights, load_weights, plan_from_start
+
+    loaded = read_config(config)
+    table, findings = load_weights(loaded.config, directory=Path.cwd())
+    if table is None:
+        raise loaded.error(findings)
+    if broken := find_broken_weights(table, start + steps):
+        raise loaded.error([broken])
+    return loaded.config.source_names, plan_from_start(loaded.config, table, start + steps)[start:]
+
+
+def _print_json(batches: Sequence[PlannedBatch]) -> None:
+    import orjson
+
+    for batch in batches:
+        line = {"step": batch.step, "weights": dict(batch.shares), "counts": dict(batch.counts)}
+        sys.stdout.write(orjson.dumps(line).decode() + "\n")
+
+
+def _print_table(batches: Sequence[PlannedBatch], names: Sequence[str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table()
+    table.add_column("step", justify="right")
+    for name in names:
+        table.add_column(name, justify="right")
+        table.add_column("groups", justify="right", style="dim")
+    for batch in batches:
+        cells = [(f"{batch.shares[name]:.3f}", str(batch.counts[name])) for name in names]
+        table.add_row(str(batch.step), *(cell for pair in cells for cell in pair))
+    console = Console()
+    with console.capture() as capture:  # rich would end the process itself on a closed pipe
+        console.print(table)
+    sys.stdout.write(capture.get())

@@ -1,0 +1,123 @@
+"""The engines of a config file, told apart by ``kind``.
+
+Invariants:
+
+* The keys of a kind are the keyword parameters of its adapter in ``orchestrator.engines``, with the same defaults.
+* ``name`` may be left out; ``named`` gives every engine of a run the name under which it appears in logs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, Field, model_validator
+
+from .fields import Count, FilePath, NonNegative, NonNegativeSeconds, Probability, Section, ServerUrl, problem
+
+__all__ = ["ENGINE_KINDS", "EmbeddedEngine", "EngineSpec", "LlamaCppEngine", "Logprobs", "ScriptedEngine", "logprobs_of", "named"]
+
+ENGINE_KINDS = ("llamacpp", "embedded", "scripted")
+"""Kinds that this version speaks to."""
+
+InFlight = Annotated[int, Field(ge=1, le=65_536)]
+
+
+def _engine_name(value: str) -> str:
+    if not value.isascii() or not value.isprintable() or not value or len(value) > 128 or set(value) & set(" /\"'\\"):
+        raise problem(f"{value!r} cannot be a name", "1 to 128 ASCII characters without spaces, quotes and slashes")
+    return value
+
+
+EngineName = Annotated[str, AfterValidator(_engine_name)]
+
+
+Logprobs = Literal["temperature", "raw"]
+"""Which distribution an engine's log-probabilities are of; see ``orchestrator.engines.port.EngineInfo``."""
+
+
+class LlamaCppEngine(Section):
+    """A llama.cpp server that runs somewhere already."""
+
+    kind: Literal["llamacpp"] = Field(description="llamacpp: a running llama.cpp server.")
+    url: ServerUrl = Field(description="http://HOST:PORT of the server.")
+    max_in_flight: InFlight = Field(16, description="Requests at a time; the server's number of slots is right.")
+    name: EngineName | None = Field(None, description="Unique name in logs and status; null: host:port.")
+    logprobs: Logprobs = Field(
+        "temperature",
+        description="Distribution of the log-probabilities: temperature: after temperature and before truncation; "
+        "raw: the model's own.",
+    )
+
+
+class EmbeddedEngine(Section):
+    """A llama.cpp server that the daemon starts as its child."""
+
+    kind: Literal["embedded"] = Field(description="embedded: a llama.cpp server that the daemon starts itself.")
+    model: FilePath | None = Field(
+        None,
+        description="GGUF file of the model; null: a tiny random one, made on the spot. Relative to the config file.",
+    )
+    slots: Annotated[int, Field(ge=1, le=1024)] = Field(4, description="Generations that the server runs at a time.")
+    context_tokens: Count = Field(2048, description="Tokens of prompt and response together, for each slot.")
+    threads: Annotated[int, Field(ge=1, le=1024)] = Field(2, description="Threads that the server computes with.")
+    max_in_flight: InFlight | None = Field(None, description="Requests at a time; null: one for each slot.")
+    name: EngineName | None = Field(None, description="Unique name in logs and status; null: embedded-POSITION.")
+
+
+class ScriptedEngine(Section):
+    """An engine that computes nothing: for rehearsals and tests, with faults on demand."""
+
+    kind: Literal["scripted"] = Field(
+        description="scripted: invented responses, at a chosen speed and with chosen faults."
+    )
+    seed: NonNegative = Field(0, description="Seed of the responses and faults.")
+    tokens_per_s: Annotated[float, Field(gt=0)] = Field(100.0, description="Tokens per second of one request.")
+    first_token_s: NonNegativeSeconds = Field(0.02, description="Seconds until the first token.")
+    length: Annotated[tuple[Count, Count], Field(strict=False)] | None = Field(
+        None, description="[shortest, longest] response in tokens; null: long-tailed up to max_new_tokens."
+    )
+    tail_sigma: Annotated[float, Field(ge=0, le=10)] = Field(1.0, description="Width of the tail of the lengths.")
+    failure_rate: Probability = Field(0.0, description="Share of requests that end with an error of the server.")
+    reset_rate: Probability = Field(0.0, description="Share of requests whose connection breaks half way.")
+    hang_rate: Probability = Field(0.0, description="Share of requests that stop sending tokens and never end.")
+    reject_rate: Probability = Field(0.0, description="Share of requests that are refused as wrong.")
+    delay_s: NonNegativeSeconds = Field(0.0, description="Seconds added before every answer.")
+    time_scale: Annotated[float, Field(ge=0)] = Field(1.0, description="Factor on all times; 0: no waiting at all.")
+    echo_rate: Probability = Field(
+        0.0, description="Share of responses that are the prompt's label, so that rewards vary."
+    )
+    max_in_flight: InFlight = Field(64, description="Requests at a time.")
+    name: EngineName | None = Field(None, description="Unique name in logs and status; null: scripted-POSITION.")
+
+    @model_validator(mode="after")
+    def _can_be_done(self) -> ScriptedEngine:
+        if self.length is not None and self.length[0] > self.length[1]:
+            raise problem(f"length is {list(self.length)}", "write [shortest, longest]")
+        rates = self.failure_rate + self.reset_rate + self.hang_rate + self.reject_rate
+        if rates > 1:
+            raise problem(f"the four fault rates add up to {rates:g}", "they are shares of all requests: at most 1")
+        return self
+
+
+EngineSpec = Annotated[LlamaCppEngine | EmbeddedEngine | ScriptedEngine, Field(discriminator="kind")]
+
+
+def named(engines: Sequence[EngineSpec]) -> tuple[EngineSpec, ...]:
+    """The engines, each with its name: the given one, else ``host:port`` of its URL, else ``kind-position``."""
+    return tuple(
+        engine.model_copy(update={"name": engine.name or _default_name(engine, position)})
+        for position, engine in enumerate(engines)
+    )
+
+
+def logprobs_of(engine: EngineSpec) -> Logprobs:
+    """Which log-probabilities an engine gives; those without the choice give them after temperature."""
+    return engine.logprobs if isinstance(engine, LlamaCppEngine) else "temperature"
+
+
+def _default_name(engine: EngineSpec, position: int) -> str:
+    if isinstance(engine, LlamaCppEngine):
+        return urlsplit(engine.url).netloc
+    return f"{engine.kind}-{position}"

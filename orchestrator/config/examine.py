@@ -1,0 +1,214 @@
+"""What a config names, looked at before a run begins: functions, prompt files, the weights of the coming steps.
+
+Invariants:
+
+* No engine is contacted, no process is started, nothing is written.
+* All problems are collected; one source's broken prompt file does not hide another's weight that goes below zero.
+* A batch fits the buffers: no source's ``buffer.groups`` is below the largest number of groups that a coming batch takes
+  from it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from orchestrator.errors import DottedPathError, ExpressionError, OrchestratorError, PromptFileError, WeightError
+from orchestrator.filters import load_filter
+from orchestrator.plan import PlannedBatch, forecast
+from orchestrator.prompts import PromptSource, open_prompts
+from orchestrator.rewards import build_reward
+from orchestrator.rewards.builtin import BUILT_IN_REWARDS
+from orchestrator.weights import WeightTable, parse_weight
+
+from .document import Config
+from .findings import Finding
+from .sections import Source
+
+__all__ = ["Examination", "examine", "find_broken_weights", "load_weights", "plan_from_start"]
+
+STEPS_WHEN_ENDLESS: Final = 1000
+"""Steps that are looked at where ``num_rollout`` is null: five times the length of the built-in schedules."""
+
+MAX_STEPS: Final = 100_000
+"""Steps that are looked at at most: a few seconds of evaluating; longer runs than this have not been seen."""
+
+ROWS_WITH_LABELS: Final = 1000
+"""Rows of a file that are looked at for labels: reading all of a large one takes minutes, and labels are missing
+everywhere or nowhere."""
+
+BYTES_PER_TOKEN: Final = 4 + 4 + 1
+"""A response token in a stored group: its id, its log-probability, its mask."""
+
+
+@dataclass(slots=True)
+class Examination:
+    """What was found.
+
+    ``prompts``: number of rows of each source that could be opened; ``plan``: the coming batches, empty where weights
+    are broken; ``findings``: what keeps the config from being used; ``warnings``: what may be meant.
+    """
+
+    prompts: dict[str, int] = field(default_factory=dict)
+    plan: tuple[PlannedBatch, ...] = ()
+    findings: list[Finding] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+async def examine(config: Config, *, directory: Path) -> Examination:
+    """Look at everything that the config names.
+
+    Args:
+        config: a loaded config.
+        directory: where dotted paths are looked up beside ``sys.path``: the working directory.
+    """
+    result = Examination()
+    for source_index, source in enumerate(config.data_sources):
+        await _examine_prompts(config, source_index, source, result)
+        await _examine_reward(source_index, source, directory, result)
+    try:
+        load_filter(config.dynamic_sampling_filter, directory=directory)
+    except OrchestratorError as error:
+        result.findings.append(Finding(("dynamic_sampling_filter",), error.message))
+    _examine_caps(config, directory, result)
+    table, problems = load_weights(config, directory=directory)
+    result.findings += problems
+    if table is not None:
+        _examine_plan(config, table, result)
+    return result
+
+
+# -- functions --------------------------------------------------------------------------------------------------------
+
+
+def load_weights(config: Config, *, directory: Path) -> tuple[WeightTable | None, list[Finding]]:
+    """The table of the config's weights, or ``None`` and what is wrong with them."""
+    weights, findings = [], []
+    for index, text in enumerate(config.data_source_weights):
+        try:
+            weights.append(parse_weight(text, directory=directory))
+        except (DottedPathError, ExpressionError, WeightError) as error:
+            findings.append(Finding(("data_source_weights", index), error.message))
+    return (None if findings else WeightTable(config.source_names, weights)), findings
+
+
+def _examine_caps(config: Config, directory: Path, result: Examination) -> None:
+    for index, text in enumerate(config.data_source_reward_caps or ()):
+        if text is None:
+            continue
+        try:
+            parse_weight(text, directory=directory)
+        except (DottedPathError, ExpressionError, WeightError) as error:
+            result.findings.append(Finding(("data_source_reward_caps", index), error.message))
+
+
+async def _examine_reward(index: int, source: Source, directory: Path, result: Examination) -> None:
+    spec = source.reward
+    try:
+        reward = build_reward(
+            spec.path, key=spec.key, timeout_s=spec.timeout_s, concurrency=spec.concurrency, directory=directory
+        )
+    except (DottedPathError, ValueError) as error:
+        result.findings.append(Finding(("data_sources", index, "reward"), str(error)))
+    else:
+        await reward.aclose()
+
+
+# -- prompt files -----------------------------------------------------------------------------------------------------
+
+
+async def _examine_prompts(config: Config, index: int, source: Source, result: Examination) -> None:
+    options = {key: getattr(source.prompts, key) for key in type(source.prompts).model_fields}
+    location = ("data_sources", index, "prompts", "path")
+    try:
+        prompts = await open_prompts(name=source.name, seed=config.run.seed, **options)
+    except PromptFileError as error:
+        result.findings.append(Finding(location, error.message))
+        return
+    result.prompts[source.name] = len(prompts)
+    if source.reward.path in BUILT_IN_REWARDS and (row := _row_without_label(prompts)) is not None:
+        result.findings.append(
+            Finding(
+                location,
+                f"row {row} has no label, which {source.reward.path} compares with: no response of it could be scored",
+                "name the key that holds it: prompts.label_key; or use a reward that needs no label",
+            )
+        )
+
+
+def _row_without_label(prompts: PromptSource) -> int | None:
+    rows = range(min(len(prompts), ROWS_WITH_LABELS))
+    return next((row for row in rows if prompts.read(row, 0).label is None), None)
+
+
+# -- the coming batches -----------------------------------------------------------------------------------------------
+
+
+def plan_from_start(config: Config, table: WeightTable, steps: int) -> tuple[PlannedBatch, ...]:
+    """The first ``steps`` batches of a run with these weights, nothing paused, borrowed or exhausted.
+
+    Raises:
+        WeightError: at some step the weights cannot be used.
+    """
+    names = config.source_names
+    return forecast(
+        table,
+        step=0,
+        carry=dict.fromkeys(names, 0.0),
+        size=config.rollout.rollout_batch_size,
+        horizon=steps,
+        active=names,
+    )
+
+
+def _examine_plan(config: Config, table: WeightTable, result: Examination) -> None:
+    steps = min(config.rollout.num_rollout or STEPS_WHEN_ENDLESS, MAX_STEPS)
+    if (broken := find_broken_weights(table, steps)) is not None:
+        result.findings.append(broken)
+        return
+    result.plan = plan_from_start(config, table, steps)
+    for index, source in enumerate(config.data_sources):
+        peak = max(result.plan, key=lambda batch: batch.counts[source.name])
+        _examine_buffer(config, index, source, peak, result)
+        _examine_supply(config, source, result)
+
+
+def find_broken_weights(table: WeightTable, steps: int) -> Finding | None:
+    """The first of the steps whose weights cannot be used as they are; at run time the last good ones would stand in."""
+    for step in range(steps):
+        try:
+            row = table.at(step)
+        except WeightError as error:
+            return Finding(("data_source_weights",), f"at step {step}: {error.message}", "at least one weight above 0")
+        if row.warnings:
+            return Finding(("data_source_weights",), row.warnings[0], "a finite number of at least 0 at every step")
+    return None
+
+
+def _examine_buffer(config: Config, index: int, source: Source, peak: PlannedBatch, result: Examination) -> None:
+    count, rollout = peak.counts[source.name], config.rollout
+    if source.buffer.groups is not None and source.buffer.groups < count:
+        result.findings.append(
+            Finding(
+                ("data_sources", index, "buffer", "groups"),
+                f"is {source.buffer.groups}, but the batch of step {peak.step} takes {count} groups of {source.name}",
+                f"at least {count}; or null",
+            )
+        )
+    longest = config.sampling_of(source.name).max_new_tokens * rollout.n_samples_per_prompt * BYTES_PER_TOKEN
+    if count * longest > source.buffer.bytes:
+        result.warnings.append(
+            f"{source.name}: {count} groups of the longest responses take {count * longest:,} bytes, buffer.bytes is "
+            f"{source.buffer.bytes:,}: what the next batch lacks is launched beyond it"
+        )
+
+
+def _examine_supply(config: Config, source: Source, result: Examination) -> None:
+    rows, epochs = result.prompts.get(source.name), source.prompts.epochs
+    asked = sum(batch.counts[source.name] for batch in result.plan)
+    if rows is not None and epochs is not None and rows * epochs < asked:
+        result.warnings.append(
+            f"{source.name}: {rows} prompts for {epochs} epochs, and the next {len(result.plan)} batches ask for "
+            f"{asked} groups of it: it runs out, and the others take its part"
+        )

@@ -1,0 +1,235 @@
+"""Proofs over a whole config: settings that contradict each other, or under which a batch could never be formed.
+
+Invariants:
+
+* Pure but for one look at what stands at a path (is the state directory a file, would the log overwrite a prompt file).
+* Each proof is one function and one sentence; the coming steps' weights are looked at in ``examine.py``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+from orchestrator.rewards.builtin import BUILT_IN_REWARDS
+
+from .document import Config
+from .engines import EmbeddedEngine, ScriptedEngine, logprobs_of
+from .findings import Finding
+
+__all__ = ["MAX_SOCKET_PATH_BYTES", "NOT_YET", "find_contradictions"]
+
+MAX_SOCKET_PATH_BYTES: Final = 107
+"""``sun_path`` of Linux holds 108 bytes, the last of them zero."""
+
+ZERO_STD_FILTER: Final = "check_reward_nonzero_std"
+
+NOT_YET: Final[dict[tuple[str, ...], tuple[Callable[[Config], bool], str]]] = {
+    ("archive",): (lambda config: config.archive is not None, "leave it out"),
+    ("tokenizer",): (
+        lambda config: config.tokenizer is not None,
+        "leave it out; engines tokenise prompts and apply their model's own template",
+    ),
+    ("rollout", "starvation", "policy"): (
+        lambda config: config.rollout.starvation.policy == "borrow",
+        "write wait: the batch waits for the source it lacks",
+    ),
+}
+"""Settings of the contract that the daemon does not act on yet: whether a config asks for one, and what to do instead.
+An error, because a setting that is silently ignored is worse."""
+
+
+def find_contradictions(config: Config) -> Iterator[Finding]:
+    """Everything in a valid config that cannot work."""
+    for prove in PROOFS:
+        yield from prove(config)
+
+
+def _supported(config: Config) -> Iterator[Finding]:
+    for location, (is_asked_for, instead) in NOT_YET.items():
+        if is_asked_for(config):
+            yield Finding(location, "this is not supported by this version", instead)
+
+
+def _batch_fits_over_sampling(config: Config) -> Iterator[Finding]:
+    rollout, bound = config.rollout, config.rollout.over_sampling_batch_size
+    if bound is not None and bound < rollout.rollout_batch_size:
+        yield Finding(
+            ("rollout", "over_sampling_batch_size"),
+            f"is {bound}: a batch of {rollout.rollout_batch_size} groups could never be in flight and buffered",
+            f"at least rollout_batch_size, {rollout.rollout_batch_size}; or null",
+        )
+
+
+def _filter_keeps_something(config: Config) -> Iterator[Finding]:
+    """Groups of equal rewards are dropped: one sample, or samples that cannot differ, would never pass."""
+    if config.dynamic_sampling_filter != ZERO_STD_FILTER:
+        return
+    location = ("dynamic_sampling_filter",)
+    if config.rollout.n_samples_per_prompt == 1:
+        yield Finding(
+            location,
+            f"{ZERO_STD_FILTER} drops every group: with n_samples_per_prompt 1 a group's rewards are always equal",
+            "n_samples_per_prompt of at least 2, or null for no filter",
+        )
+        return
+    for source in config.data_sources:
+        sampling = config.sampling_of(source.name)
+        if sampling.temperature == 0 or sampling.top_k == 1:
+            why = "temperature 0" if sampling.temperature == 0 else "top_k 1"
+            yield Finding(
+                location,
+                f"{ZERO_STD_FILTER} drops every group of {source.name}: with {why} the samples of a group are alike",
+                "draw with a temperature above 0 and top_k other than 1, or null for no filter",
+            )
+
+
+def _caps_leave_something(config: Config) -> Iterator[Finding]:
+    """A constant cap of 0 on a reward of 0 or 1, where groups of zeros are dropped as well."""
+    if config.dynamic_sampling_filter != ZERO_STD_FILTER:
+        return
+    for index, cap in enumerate(config.data_source_reward_caps or ()):
+        if cap == 0 and config.data_sources[index].reward.path in BUILT_IN_REWARDS:
+            yield Finding(
+                ("data_source_reward_caps", index),
+                f"a cap of 0 drops every group of {config.data_sources[index].name} that {ZERO_STD_FILTER} keeps",
+                "a cap above 0, or null for none",
+            )
+
+
+def _weights_not_all_zero(config: Config) -> Iterator[Finding]:
+    if not any(config.data_source_weights):
+        yield Finding(
+            ("data_source_weights",), "all weights are 0: no batch could ever be formed", "at least one above 0"
+        )
+
+
+def _group_fits_buffer(config: Config) -> Iterator[Finding]:
+    bound = config.rollout.rollout_batch_size
+    for index, source in enumerate(config.data_sources):
+        if source.buffer.groups is not None and len(config.data_sources) == 1 and source.buffer.groups < bound:
+            yield Finding(
+                ("data_sources", index, "buffer", "groups"),
+                f"is {source.buffer.groups}: a batch of {bound} groups of the only source would not fit",
+                f"at least rollout_batch_size, {bound}; or null",
+            )
+
+
+def _context_fits_response(config: Config) -> Iterator[Finding]:
+    for position, engine in enumerate(config.engines):
+        if not isinstance(engine, EmbeddedEngine):
+            continue
+        for index, source in enumerate(config.data_sources):
+            longest = config.sampling_of(source.name).max_new_tokens
+            if longest >= engine.context_tokens:
+                own = source.sampling is not None and "max_new_tokens" in source.sampling.model_fields_set
+                yield Finding(
+                    ("data_sources", index, "sampling", "max_new_tokens") if own else ("sampling", "max_new_tokens"),
+                    f"is {longest}: with any prompt before it that is more than the {engine.context_tokens} tokens of "
+                    f"engines[{position}].context_tokens",
+                    "fewer new tokens, or a larger context",
+                )
+
+
+def _some_engine_works(config: Config) -> Iterator[Finding]:
+    def faults(engine: object) -> float:
+        if not isinstance(engine, ScriptedEngine):
+            return 0.0
+        return engine.failure_rate + engine.reset_rate + engine.hang_rate + engine.reject_rate
+
+    if all(faults(engine) >= 1 for engine in config.engines):
+        yield Finding(
+            ("engines",), "every request would fail: the fault rates add up to 1", "leave some requests without a fault"
+        )
+
+
+def _logprobs_agree(config: Config) -> Iterator[Finding]:
+    """At temperature 1 both kinds are the same numbers; elsewhere one batch must not mix them."""
+    if len({logprobs_of(engine) for engine in config.engines}) == 1:
+        return
+    if warm := [s.name for s in config.data_sources if config.sampling_of(s.name).temperature != 1]:
+        yield Finding(
+            ("engines",),
+            f"engines give log-probabilities of different kinds, and {', '.join(warm)} is drawn at a temperature other "
+            "than 1, where they differ",
+            "the same logprobs for all engines, or temperature 1",
+        )
+
+
+def _engine_names_unique(config: Config) -> Iterator[Finding]:
+    counts = Counter(engine.name for engine in config.engines)
+    seen: set[str | None] = set()
+    for index, engine in enumerate(config.engines):
+        if counts[engine.name] > 1 and engine.name in seen:
+            yield Finding(
+                ("engines", index),
+                f"{engine.name!r} is the name of another engine already",
+                "each server once; for two names of one server write name:",
+            )
+        seen.add(engine.name)
+
+
+def _socket_can_be_bound(config: Config) -> Iterator[Finding]:
+    socket, location = config.consumer.socket, ("consumer", "socket")
+    length = len(str(socket).encode())
+    if length > MAX_SOCKET_PATH_BYTES:
+        yield Finding(
+            location,
+            f"{socket} has {length} bytes, a Unix socket's path has at most {MAX_SOCKET_PATH_BYTES}",
+            "a shorter one, such as /run/orchestrator.sock",
+        )
+    elif socket.exists() and not socket.is_socket():
+        yield Finding(location, f"{socket} exists and is not a socket", "name a path where nothing else stands")
+    elif (above := _file_above(socket)) is not None:
+        yield Finding(location, f"{above} is a file, the socket's directory is expected there", "another path")
+
+
+def _state_dir_is_a_directory(config: Config) -> Iterator[Finding]:
+    path = config.run.state_dir
+    if (path.exists() and not path.is_dir()) or (above := _file_above(path)) is not None:
+        wrong = path if path.exists() else above
+        yield Finding(("run", "state_dir"), f"{wrong} is a file, a directory is expected there", "another path")
+
+
+def _log_file_is_its_own(config: Config) -> Iterator[Finding]:
+    log, location = config.logging.file, ("logging", "file")
+    if log is None:
+        return
+    others = {source.prompts.path: f"the prompts of {source.name}" for source in config.data_sources}
+    others |= {config.consumer.socket: "consumer.socket", config.run.state_dir: "run.state_dir"}
+    if log in others:
+        yield Finding(location, f"{log} is {others[log]} already", "a file of its own, such as logs/orchestrator.jsonl")
+    elif log.is_dir():
+        yield Finding(location, f"{log} is a directory", f"name a file, such as {log.name}/orchestrator.jsonl")
+    elif (above := _file_above(log)) is not None:
+        yield Finding(location, f"{above} is a file, the log's directory is expected there", "another path")
+
+
+def _file_above(path: Path) -> Path | None:
+    """The first of the directories above that is something else."""
+    return next((parent for parent in path.parents if parent.exists() and not parent.is_dir()), None)
+
+
+def _socket_is_its_own(config: Config) -> Iterator[Finding]:
+    if config.consumer.socket == config.run.state_dir:
+        yield Finding(("consumer", "socket"), "is the same path as run.state_dir", "another path")
+
+
+PROOFS: Final[tuple[Callable[[Config], Iterator[Finding]], ...]] = (
+    _supported,
+    _batch_fits_over_sampling,
+    _filter_keeps_something,
+    _caps_leave_something,
+    _weights_not_all_zero,
+    _group_fits_buffer,
+    _context_fits_response,
+    _some_engine_works,
+    _logprobs_agree,
+    _engine_names_unique,
+    _socket_can_be_bound,
+    _socket_is_its_own,
+    _state_dir_is_a_directory,
+    _log_file_is_its_own,
+)

@@ -1,0 +1,279 @@
+"""The sections of a config file but the engines: names, defaults, bounds and units of every key.
+
+Invariants:
+
+* Each key's description is the one text of the JSON Schema, and names its unit; ``docs/configuration.md`` says the same
+  at greater length.
+* A section knows only itself; what two sections promise each other is proved in ``proofs.py``.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, JsonValue, model_validator
+
+from orchestrator.rewards.builtin import BUILT_IN_REWARDS
+
+from .fields import (
+    Bytes,
+    Count,
+    FilePath,
+    HostPort,
+    NonNegative,
+    NonNegativeSeconds,
+    Seconds,
+    Section,
+    SourceName,
+    as_written,
+    is_dotted_path,
+    list_of,
+    nearest,
+    problem,
+    subsection,
+)
+
+__all__ = [
+    "Archive",
+    "Buffer",
+    "Consumer",
+    "EngineDefaults",
+    "Logging",
+    "Prompts",
+    "RewardSpec",
+    "Rollout",
+    "Run",
+    "Sampling",
+    "Source",
+    "Starvation",
+    "Status",
+    "Tokenizer",
+]
+
+DEFAULT_BUFFER_BYTES = 1 << 30
+"""1 GiB: 250 batches of 32 groups of 8 samples of 1,280 tokens."""
+
+
+class Run(Section):
+    """What the run is called and where it keeps its state."""
+
+    name: SourceName = Field("rollout", description="Name of the run, in logs, metrics and the greeting of clients.")
+    seed: NonNegative = Field(0, description="Seed of the prompt order and of sampling: same seed, same plan.")
+    state_dir: FilePath = as_written(
+        "state", "Directory of the run's state; made when missing. Relative to the config file."
+    )
+
+
+class Starvation(Section):
+    """What happens when a batch waits for one source."""
+
+    policy: Literal["wait", "borrow"] = Field(
+        "wait",
+        description="wait: the batch waits for the source it lacks. borrow: after patience_s others stand in, and are "
+        "paid back.",
+    )
+    patience_s: NonNegativeSeconds = Field(60.0, description="Seconds that a batch waits before others stand in.")
+
+
+class Rollout(Section):
+    """How batches are made."""
+
+    rollout_batch_size: Count = Field(32, description="Groups per batch.")
+    n_samples_per_prompt: Count = Field(8, description="Samples per group: responses to one prompt.")
+    num_rollout: Count | None = Field(None, description="End after this many batches; null: never.")
+    over_sampling_batch_size: Count | None = Field(
+        None,
+        description="Upper bound of groups in flight and buffered, over all sources; null: four times the plan.",
+    )
+    lookahead: Annotated[int, Field(ge=1, le=1000)] = Field(
+        2, description="Batches planned ahead, and how many batches may overtake a group."
+    )
+    max_staleness: NonNegative | None = Field(
+        None, description="Policy versions; older work is dropped and counted; null: no bound."
+    )
+    partial_rollout: bool = Field(True, description="Keep and continue generations that were interrupted.")
+    mask_offpolicy_in_partial_rollout: bool = Field(
+        False, description="Mask the tokens of a sample that are older than the version of its last token."
+    )
+    starvation: Starvation = subsection("What happens when a batch waits for one source.")
+    failed_sample: Literal["replace", "drop_group"] = Field(
+        "replace",
+        description="A sample that used up its retries: replace generates another, drop_group gives its group up.",
+    )
+    chunk_tokens: Count | None = Field(
+        2048, description="Tokens asked of an engine at a time, so that a dying engine costs one piece; null: whole."
+    )
+
+
+class EngineDefaults(Section):
+    """Deadlines and retries of every engine."""
+
+    request_timeout_s: Seconds = Field(600.0, description="Seconds that one request to an engine may take in all.")
+    stall_s: Seconds = Field(60.0, description="Seconds without a new token after which a request has stalled.")
+    max_retries: Annotated[int, Field(ge=0, le=100)] = Field(
+        3, description="Further tries of a failed generation, with the tokens kept, elsewhere where possible."
+    )
+
+    @model_validator(mode="after")
+    def _stall_can_be_seen(self) -> EngineDefaults:
+        if self.stall_s > self.request_timeout_s:
+            raise problem(
+                f"stall_s is {self.stall_s:g}, above request_timeout_s ({self.request_timeout_s:g}): a stall would "
+                "never be noticed",
+                "stall_s is at most request_timeout_s",
+            )
+        return self
+
+
+class Tokenizer(Section):
+    """Tokenising here instead of in the engine."""
+
+    path: FilePath = Field(description="Directory or file of the tokenizer. Relative to the config file.")
+    chat_template: str | None = Field(None, description="Jinja text of the chat template; null: the tokenizer's own.")
+    add_generation_prompt: bool = Field(True, description="End a chat prompt with the beginning of the answer.")
+
+
+class Archive(Section):
+    """Acknowledged groups, kept for reading later."""
+
+    path: FilePath = Field(description="Directory of the archive; made when missing. Relative to the config file.")
+    format: Literal["jsonl", "parquet"] = Field("jsonl", description="Format of the archive's files.")
+    keep: Count | None = Field(None, description="Batches that are kept; null: all.")
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+StopText = Annotated[str, Field(min_length=1)]
+
+
+class Sampling(Section):
+    """How tokens are drawn. The defaults truncate nothing."""
+
+    max_new_tokens: Count = Field(1024, description="Longest response in tokens.")
+    temperature: Annotated[float, Field(ge=0, le=100)] = Field(
+        1.0, description="Temperature of the softmax; 0: always the likeliest token."
+    )
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="Draw from the likeliest tokens that hold this much probability; 1: off."
+    )
+    top_k: NonNegative = Field(0, description="Draw from this many of the likeliest tokens; 0: off.")
+    min_p: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0, description="Draw from tokens at least this probable, relative to the likeliest; 0: off."
+    )
+    stop: Annotated[
+        tuple[StopText, ...],
+        list_of("stop texts", '["\\n\\n"]'),
+        BeforeValidator(_as_list, json_schema_input_type=StopText | list[StopText]),  # runs before the one above
+    ] = Field((), strict=False, description="A text, or a list of texts, that ends a response.")
+    stop_token_ids: Annotated[tuple[Annotated[int, Field(ge=0, lt=1 << 31)], ...], list_of("token ids", "[2]")] = Field(
+        (), strict=False, description="Token ids that end a response."
+    )
+    seed: NonNegative | None = Field(
+        None, description="Seed of the draws, as far as the engine allows; each sample derives its own. null: run.seed."
+    )
+    chat_template_kwargs: dict[str, JsonValue] = Field(
+        {}, description="Values for the model's chat template, such as enable_thinking."
+    )
+
+
+class Prompts(Section):
+    """Where a source's prompts come from."""
+
+    path: FilePath = Field(description="File of prompts, .jsonl or .parquet. Relative to the config file.")
+    input_key: Annotated[str, Field(min_length=1)] = Field(
+        "prompt", description="Key of a row that holds the prompt: text, chat messages, or token ids."
+    )
+    label_key: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="Key of a row that holds the label; null: label, where a row has it."
+    )
+    metadata_key: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="Key of a row that holds an object of metadata; null: metadata, where a row has it."
+    )
+    shuffle: bool = Field(True, description="A new order in every epoch, a function of the seed; false: file order.")
+    epochs: Count | None = Field(None, description="How often the prompts are gone through; null: for ever.")
+
+
+class RewardSpec(Section):
+    """What scores a source's responses."""
+
+    path: str = Field(
+        description=f"A built-in reward ({', '.join(BUILT_IN_REWARDS)}) or the dotted path of a function "
+        "(sample, prompt), relative to the working directory."
+    )
+    key: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="Entry of a returned dictionary that is the reward; null: the function returns a number."
+    )
+    timeout_s: Seconds = Field(30.0, description="Seconds that one call may take.")
+    concurrency: Annotated[int, Field(ge=1, le=1024)] = Field(
+        16, description="Calls at a time; for a synchronous function also the number of its processes."
+    )
+
+    @model_validator(mode="after")
+    def _path_is_known(self) -> RewardSpec:
+        if self.path in BUILT_IN_REWARDS:
+            if self.key is not None:
+                raise problem(
+                    f"key {self.key!r} is given, but {self.path} returns a number",
+                    "a key is for functions that return a dictionary",
+                )
+        elif not is_dotted_path(self.path):
+            near = nearest(self.path, BUILT_IN_REWARDS)
+            raise problem(
+                f"{self.path!r} is neither a built-in reward nor a dotted path",
+                f"did you mean {near}?" if near else f"built-in are {', '.join(BUILT_IN_REWARDS)}; or package.module.f",
+            )
+        return self
+
+
+def _as_spec(value: Any) -> Any:
+    return {"path": value} if isinstance(value, str) else value
+
+
+RewardField = Annotated[RewardSpec, BeforeValidator(_as_spec, json_schema_input_type=str | RewardSpec)]
+"""A reward's path alone, or a mapping with its options."""
+
+
+class Buffer(Section):
+    """Bounds of one source's buffer of finished groups; they act when a generation would be launched."""
+
+    groups: Count | None = Field(None, description="Groups in flight and buffered; null: bounded by the plan alone.")
+    bytes: Bytes = Field(DEFAULT_BUFFER_BYTES, description="Bytes of finished groups held in memory.")
+
+
+class Source(Section):
+    """One source of prompts."""
+
+    name: SourceName = Field(description="Unique name, part of metric names: rollout/{name}/weight.")
+    prompts: Prompts = Field(description="Where the prompts come from.")
+    reward: RewardField = as_written("exact_match", "What scores the responses.")
+    sampling: Sampling | None = Field(None, description="Laid over the general sampling; keys left out keep its value.")
+    buffer: Buffer = subsection("Bounds of this source's buffer.")
+
+
+class Consumer(Section):
+    """Where the trainer takes its batches."""
+
+    socket: FilePath = as_written(
+        "run/orchestrator.sock",
+        "Unix socket, at most 107 bytes as an absolute path. Relative to the config file.",
+    )
+    max_connections: Annotated[int, Field(ge=1, le=65_536)] = Field(
+        1024, description="Connections at a time: trainer ranks and command line together."
+    )
+
+
+class Status(Section):
+    """The page for people, health and metrics."""
+
+    http: HostPort | None = Field("127.0.0.1:8642", description="host:port of the HTTP page and metrics; null: off.")
+
+
+class Logging(Section):
+    """Where log lines go."""
+
+    file: FilePath | None = Field(
+        None, description="File of JSON log lines; null: standard output. Relative to the config file."
+    )
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe lines written.")

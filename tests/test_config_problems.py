@@ -1,0 +1,524 @@
+"""Wrong configs, each beside what `orchestrator check` says about it.
+
+A case is the wrong part of a config and the exact lines that `check` prints, each beginning with the number of the
+line in that part. Keys that the part leaves out and a config needs come after it, so that nothing else is wrong.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from orchestrator.cli import main
+from orchestrator.cli.exit_codes import BAD_CONFIG
+
+REST = {
+    "engines": "engines: [{kind: scripted}]",
+    "data_sources": "data_sources: [{name: sums, prompts: {path: sums.jsonl}}]",
+    "data_source_weights": "data_source_weights: [1]",
+}
+FORMS = ("data_sources:", "prompt_data")
+
+
+@dataclass(frozen=True)
+class Wrong:
+    yaml: str
+    says: str
+
+    @property
+    def text(self) -> str:
+        """The whole file: the wrong part, then what a config needs besides."""
+        part = self.yaml.strip("\n")
+        has_form = any(line.startswith(FORMS) for line in part.splitlines())
+        rest = [
+            line
+            for key, line in REST.items()
+            if not any(own.startswith(f"{key}:") for own in part.splitlines()) and not (key == "data_sources" and has_form)
+        ]
+        return "\n".join([part, *rest]) + "\n"
+
+
+CASES = {
+    # -- keys ---------------------------------------------------------------------------------------------------------
+    "unknown key, near a known one": Wrong(
+        """
+rollout:
+  n_samples_per_promt: 4
+""",
+        "2: rollout.n_samples_per_promt: unknown key (did you mean n_samples_per_prompt?)",
+    ),
+    "known key in the wrong place": Wrong(
+        """
+lookahead: 3
+""",
+        "1: lookahead: unknown key (did you mean rollout.lookahead?)",
+    ),
+    "key by the name that slime gives it": Wrong(
+        """
+rollout_max_response_len: 512
+""",
+        "1: rollout_max_response_len: unknown key (did you mean sampling.max_new_tokens?)",
+    ),
+    "unknown key, near nothing": Wrong(
+        """
+status:
+  port: 80
+""",
+        "2: status.port: unknown key (known keys are http)",
+    ),
+    "key twice": Wrong(
+        """
+rollout:
+  num_rollout: 10
+  lookahead: 2
+  num_rollout: 20
+""",
+        "4: rollout.num_rollout: the key stands here twice, first on line 2 (keep one)",
+    ),
+    "key that is no text": Wrong(
+        """
+1: one
+""",
+        "1: the key 1 is not text (put it in quotes if it is meant)",
+    ),
+    "key missing deep inside": Wrong(
+        """
+data_sources:
+  - name: sums
+    prompts: {shuffle: false}
+""",
+        "3: data_sources[0].prompts.path: is missing "
+        "(File of prompts, .jsonl or .parquet. Relative to the config file)",
+    ),
+    # -- values -------------------------------------------------------------------------------------------------------
+    "number in quotes": Wrong(
+        """
+rollout:
+  rollout_batch_size: "32"
+""",
+        '2: rollout.rollout_batch_size: got the text "32", a whole number is expected (leave the quotes away: 32)',
+    ),
+    "true for a number": Wrong(
+        """
+rollout: {lookahead: true}
+""",
+        "1: rollout.lookahead: got true, a whole number is expected",
+    ),
+    "fraction for a whole number": Wrong(
+        """
+rollout:
+  num_rollout: 1e3
+""",
+        "2: rollout.num_rollout: got 1000.0, a whole number is expected (write 1000)",
+    ),
+    "yes for true": Wrong(
+        """
+rollout:
+  partial_rollout: yes
+""",
+        '2: rollout.partial_rollout: got the text "yes", true or false is expected (without quotes)',
+    ),
+    "number for a text": Wrong(
+        """
+run:
+  name: 7
+""",
+        "2: run.name: got 7, a text is expected (put it in quotes)",
+    ),
+    "below its bound": Wrong(
+        """
+rollout:
+  n_samples_per_prompt: 0
+sampling:
+  temperature: -0.1
+  top_p: 0
+""",
+        """
+2: rollout.n_samples_per_prompt: is 0 (at least 1)
+4: sampling.temperature: is -0.1 (at least 0)
+5: sampling.top_p: is 0 (above 0)
+""",
+    ),
+    "not a finite number": Wrong(
+        """
+sampling: {temperature: .nan}
+engine_defaults: {stall_s: .inf}
+""",
+        """
+1: sampling.temperature: is nan (a finite number is expected)
+2: engine_defaults.stall_s: is inf (at most 31536000)
+""",
+    ),
+    "none of the choices": Wrong(
+        """
+rollout:
+  failed_sample: drop
+logging:
+  level: warn
+""",
+        """
+2: rollout.failed_sample: got the text "drop" (one of replace, drop_group; did you mean drop_group?)
+4: logging.level: got the text "warn" (one of debug, info, warning, error; did you mean warning?)
+""",
+    ),
+    "section without keys": Wrong(
+        """
+run:
+sampling: 3
+""",
+        """
+1: run: is null (leave the key out for its default, or give it a value)
+2: sampling: got 3, a mapping of keys is expected
+""",
+    ),
+    "address without a host": Wrong(
+        """
+status: {http: 8642}
+""",
+        '1: status.http: got 8642, host and port are expected (write "127.0.0.1:8642", or null to switch it off)',
+    ),
+    # -- engines ------------------------------------------------------------------------------------------------------
+    "engine of an unknown kind": Wrong(
+        """
+engines:
+  - {kind: scripted}
+  - {kind: lamacpp, url: "http://127.0.0.1:8080"}
+""",
+        '3: engines[1].kind: got the text "lamacpp" '
+        "(known kinds are llamacpp, embedded, scripted; did you mean llamacpp?)",
+    ),
+    "engine of a kind that comes later": Wrong(
+        """
+engines:
+  - {kind: sglang, url: "http://127.0.0.1:30000"}
+""",
+        "2: engines[0].kind: engines of the kind 'sglang' are not supported by this version "
+        "(known kinds are llamacpp, embedded, scripted)",
+    ),
+    "engine without a kind": Wrong(
+        """
+engines:
+  - {url: "http://127.0.0.1:8080"}
+""",
+        "2: engines[0].kind: is missing (known kinds are llamacpp, embedded, scripted)",
+    ),
+    "no engine": Wrong(
+        """
+engines: []
+""",
+        "1: engines: the list is empty (at least 1: write [{kind: scripted}])",
+    ),
+    "URL with a path": Wrong(
+        """
+engines:
+  - kind: llamacpp
+    url: http://127.0.0.1:8080/v1
+""",
+        "3: engines[0].url: 'http://127.0.0.1:8080/v1' has more than a host and a port "
+        '(write "http://HOST:PORT"; the adapter adds the paths it needs)',
+    ),
+    "one server twice": Wrong(
+        """
+engines:
+  - {kind: llamacpp, url: "http://127.0.0.1:8080"}
+  - {kind: llamacpp, url: "http://127.0.0.1:8080/"}
+""",
+        "3: engines[1]: '127.0.0.1:8080' is the name of another engine already "
+        "(each server once; for two names of one server write name:)",
+    ),
+    "no request would ever succeed": Wrong(
+        """
+engines: [{kind: scripted, failure_rate: 0.5, hang_rate: 0.5}]
+""",
+        "1: engines: every request would fail: the fault rates add up to 1 (leave some requests without a fault)",
+    ),
+    "a stall would never be noticed": Wrong(
+        """
+engine_defaults: {request_timeout_s: 30}
+""",
+        "1: engine_defaults: stall_s is 60, above request_timeout_s (30): a stall would never be noticed "
+        "(stall_s is at most request_timeout_s)",
+    ),
+    "response longer than the context": Wrong(
+        """
+engines:
+  - {kind: embedded, context_tokens: 512}
+sampling: {max_new_tokens: 512}
+""",
+        "3: sampling.max_new_tokens: is 512: with any prompt before it that is more than the 512 tokens of "
+        "engines[0].context_tokens (fewer new tokens, or a larger context)",
+    ),
+    "log-probabilities of two kinds": Wrong(
+        """
+sampling: {temperature: 0.7}
+engines:
+  - {kind: llamacpp, url: "http://127.0.0.1:1", logprobs: raw}
+  - {kind: llamacpp, url: "http://127.0.0.1:2"}
+""",
+        "2: engines: engines give log-probabilities of different kinds, and sums is drawn at a temperature other than "
+        "1, where they differ (the same logprobs for all engines, or temperature 1)",
+    ),
+    # -- sources ------------------------------------------------------------------------------------------------------
+    "no source": Wrong(
+        """
+data_sources: []
+data_source_weights: []
+""",
+        "1: data_sources: the list is empty (at least 1: write [{name: …, prompts: {path: …}}])",
+    ),
+    "name that is no part of a path": Wrong(
+        """
+data_sources:
+  - name: maths/hard
+    prompts: {path: sums.jsonl}
+""",
+        "2: data_sources[0].name: 'maths/hard' cannot be a name (a name is part of metric names and paths: 1 to 64 of "
+        "A-Z a-z 0-9 _ . -, beginning with a letter, a digit or _)",
+    ),
+    "name twice": Wrong(
+        """
+data_sources:
+  - {name: sums, prompts: {path: sums.jsonl}}
+  - {name: sums, prompts: {path: sums.jsonl}}
+data_source_weights: [1, 1]
+""",
+        "3: data_sources[1].name: 'sums' is the name of source 0 already (names are unique)",
+    ),
+    "reward that nobody knows": Wrong(
+        """
+data_sources:
+  - name: sums
+    prompts: {path: sums.jsonl}
+    reward: exactmatch
+""",
+        "4: data_sources[0].reward: 'exactmatch' is neither a built-in reward nor a dotted path "
+        "(did you mean exact_match?)",
+    ),
+    "key for a reward that returns a number": Wrong(
+        """
+data_sources:
+  - name: sums
+    prompts: {path: sums.jsonl}
+    reward: {path: contains, key: score}
+""",
+        "4: data_sources[0].reward: key 'score' is given, but contains returns a number "
+        "(a key is for functions that return a dictionary)",
+    ),
+    # -- weights ------------------------------------------------------------------------------------------------------
+    "weights by name": Wrong(
+        """
+data_source_weights:
+  sums: 0.5
+""",
+        "1: data_source_weights: got a mapping, a list is expected: one weight for each source, in their order "
+        "(write [0.3, 0.7])",
+    ),
+    "not as many weights as sources": Wrong(
+        """
+data_source_weights: [0.3, 0.7]
+data_source_reward_caps: [null, 0.9]
+""",
+        """
+1: data_source_weights: 2 weights for 1 sources (one for each source: 1 in their order)
+2: data_source_reward_caps: 2 caps for 1 sources (one for each source: 1 in their order)
+""",
+    ),
+    "weight below zero": Wrong(
+        """
+data_source_weights:
+  - -0.5
+""",
+        "2: data_source_weights[0]: the weight -0.5 is not a finite number of at least 0 "
+        "(0 keeps a source out of batches)",
+    ),
+    "weight in quotes": Wrong(
+        """
+data_source_weights: ["0.5"]
+""",
+        '1: data_source_weights[0]: got the text "0.5", a weight is expected (leave the quotes away)',
+    ),
+    "all weights zero": Wrong(
+        """
+data_source_weights: [0]
+""",
+        "1: data_source_weights: all weights are 0: no batch could ever be formed (at least one above 0)",
+    ),
+    # -- batches that would never come ----------------------------------------------------------------------------------
+    "batch larger than what may be in flight": Wrong(
+        """
+rollout:
+  rollout_batch_size: 32
+  over_sampling_batch_size: 31
+""",
+        "3: rollout.over_sampling_batch_size: is 31: a batch of 32 groups could never be in flight and buffered "
+        "(at least rollout_batch_size, 32; or null)",
+    ),
+    "filter that drops everything: one sample": Wrong(
+        """
+rollout: {n_samples_per_prompt: 1}
+dynamic_sampling_filter: check_reward_nonzero_std
+""",
+        "2: dynamic_sampling_filter: check_reward_nonzero_std drops every group: with n_samples_per_prompt 1 a group's "
+        "rewards are always equal (n_samples_per_prompt of at least 2, or null for no filter)",
+    ),
+    "filter that drops everything: samples that cannot differ": Wrong(
+        """
+sampling: {temperature: 0}
+dynamic_sampling_filter: check_reward_nonzero_std
+""",
+        "2: dynamic_sampling_filter: check_reward_nonzero_std drops every group of sums: with temperature 0 the "
+        "samples of a group are alike (draw with a temperature above 0 and top_k other than 1, or null for no filter)",
+    ),
+    "filter and cap that drop everything together": Wrong(
+        """
+dynamic_sampling_filter: check_reward_nonzero_std
+data_source_reward_caps: [0]
+""",
+        "2: data_source_reward_caps[0]: a cap of 0 drops every group of sums that check_reward_nonzero_std keeps "
+        "(a cap above 0, or null for none)",
+    ),
+    # -- paths --------------------------------------------------------------------------------------------------------
+    "state where a file stands": Wrong(
+        """
+run: {state_dir: sums.jsonl}
+""",
+        "1: run.state_dir: {here}/sums.jsonl is a file, a directory is expected there (another path)",
+    ),
+    "log over the prompts": Wrong(
+        """
+logging:
+  file: ./sums.jsonl
+""",
+        "2: logging.file: {here}/sums.jsonl is the prompts of sums already "
+        "(a file of its own, such as logs/orchestrator.jsonl)",
+    ),
+    # -- forms --------------------------------------------------------------------------------------------------------
+    "both forms": Wrong(
+        """
+data_sources: [{name: sums, prompts: {path: sums.jsonl}}]
+num_rollout: 200
+""",
+        "2: num_rollout: a key of the flat form beside data_sources "
+        "(use one form: here it is written rollout.num_rollout)",
+    ),
+    "half of the flat form": Wrong(
+        """
+prompt_data: [sums.jsonl]
+""",
+        "prompt_data_source_names: is missing (the flat form needs one name for each source)",
+    ),
+    "not as many names as files": Wrong(
+        """
+prompt_data: [sums.jsonl, sums.jsonl]
+prompt_data_source_names: [sums]
+data_source_weights: [1, 1]
+""",
+        "2: prompt_data_source_names: 1 names for 2 sources (one for each source: 2 in their order)",
+    ),
+    "flat key and its section": Wrong(
+        """
+prompt_data: [sums.jsonl]
+prompt_data_source_names: [sums]
+num_rollout: 200
+rollout: {num_rollout: 100}
+""",
+        "3: num_rollout: stands here and under rollout.num_rollout (keep one of the two)",
+    ),
+    "contradiction in the flat form": Wrong(
+        """
+prompt_data: [sums.jsonl]
+prompt_data_source_names: [sums]
+rollout_batch_size: 64
+over_sampling_batch_size: 8
+""",
+        "4: over_sampling_batch_size: is 8: a batch of 64 groups could never be in flight and buffered "
+        "(at least rollout_batch_size, 64; or null)",
+    ),
+    # -- not yet ------------------------------------------------------------------------------------------------------
+    "what this version does not do": Wrong(
+        """
+archive: {path: archive}
+tokenizer: {path: tokenizer.json}
+rollout:
+  starvation: {policy: borrow}
+""",
+        """
+1: archive: this is not supported by this version (leave it out)
+2: tokenizer: this is not supported by this version (leave it out; engines tokenise prompts and apply their \
+model's own template)
+4: rollout.starvation.policy: this is not supported by this version (write wait: the batch waits for the source it lacks)
+""",
+    ),
+    # -- found by looking at what the config names ----------------------------------------------------------------------
+    "prompt file that is not there": Wrong(
+        """
+data_sources:
+  - name: sums
+    prompts:
+      path: away.jsonl
+""",
+        "4: data_sources[0].prompts.path: {here}/away.jsonl: cannot be read: No such file or directory",
+    ),
+    "prompts without labels": Wrong(
+        """
+data_sources:
+  - {name: open, prompts: {path: open.jsonl}}
+""",
+        "2: data_sources[0].prompts.path: row 0 has no label, which exact_match compares with: no response of it could "
+        "be scored (name the key that holds it: prompts.label_key; or use a reward that needs no label)",
+    ),
+    "buffer below what a coming batch takes": Wrong(
+        """
+rollout: {rollout_batch_size: 10}
+data_sources:
+  - {name: sums, prompts: {path: sums.jsonl}}
+  - name: more
+    prompts: {path: sums.jsonl}
+    buffer:
+      groups: 7
+data_source_weights: [1, "lambda step: min(step, 4)"]
+""",
+        "7: data_sources[1].buffer.groups: is 7, but the batch of step 4 takes 8 groups of more (at least 8; or null)",
+    ),
+}
+
+
+def write(directory: Path, text: str) -> Path:
+    (directory / "sums.jsonl").write_text('{"prompt": "1+1=", "label": "2"}\n')
+    (directory / "open.jsonl").write_text('{"prompt": "Tell me of the sea."}\n')
+    path = directory / "run.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("wrong", CASES.values(), ids=CASES.keys())
+def test_check_says_what_is_wrong_and_where(wrong: Wrong, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path, wrong.text)
+
+    code = main(["check", str(path)])
+
+    shown = capsys.readouterr()
+    assert code == BAD_CONFIG
+    assert shown.out == ""
+    expected = wrong.says.strip().replace("{here}", str(tmp_path)).splitlines()
+    assert shown.err.splitlines() == [
+        f"{path}:{line}" if line[0].isdigit() else f"{path}: {line}" for line in expected
+    ]
+
+
+def test_what_completes_the_cases_is_right(tmp_path: Path) -> None:
+    """Else a case might be refused for another reason than its own."""
+    assert main(["check", str(write(tmp_path, Wrong("", "").text))]) == 0
+
+
+def test_all_problems_are_named_in_the_order_of_their_lines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts = ["below its bound", "URL with a path", "weights by name", "none of the choices"]
+    merged = "\n".join(CASES[part].yaml.replace("rollout:\n  failed_sample: drop\n", "") for part in parts)
+    assert main(["check", str(write(tmp_path, Wrong(merged, "").text))]) == BAD_CONFIG
+    lines = [int(line.split(".yaml:")[1].split(":")[0]) for line in capsys.readouterr().err.splitlines()]
+    assert len(lines) == 6
+    assert lines == sorted(lines)
