@@ -1,0 +1,151 @@
+"""The counts of the coming batches, and what to launch for them.
+
+Invariants:
+
+* A plan is a forecast: it changes nothing, and the same facts give the same plan. The counts of a batch are final when
+  it forms, and are those of the first batch of a plan made then.
+* A plan ends before a batch that could not form: where no source with groups to give has a weight above 0, or limits
+  leave it incomplete (an incomplete batch is the plan's last).
+* Launching never exceeds its bound, but for what the next batch lacks: a batch can always become complete.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from .apportionment import apportion
+from .weights import WeightTable
+
+__all__ = [
+    "MIN_ACCEPTANCE",
+    "LaunchOrder",
+    "PlannedBatch",
+    "demand",
+    "forecast",
+    "launches",
+    "production_horizon",
+]
+
+MIN_ACCEPTANCE: Final = 0.05
+"""At most 20 launches for one wanted group. A filter that keeps fewer is still served, as groups finish and are
+launched again; without this floor an unlucky start would launch thousands at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedBatch:
+    """A coming batch, each mapping with every source of the table.
+
+    ``shares`` are the normalised weights, ``counts`` the groups of each source, ``carry`` what each is owed after the
+    batch; ``warnings`` are those of the weights at this step.
+    """
+
+    step: int
+    shares: dict[str, float]
+    counts: dict[str, int]
+    carry: dict[str, float]
+    warnings: tuple[str, ...] = ()
+
+
+def forecast(
+    table: WeightTable,
+    *,
+    step: int,
+    carry: Mapping[str, float],
+    size: int,
+    horizon: int,
+    active: Collection[str],
+    limits: Mapping[str, int] | None = None,
+) -> tuple[PlannedBatch, ...]:
+    """The batches ``step`` … ``step + horizon - 1`` as they look now.
+
+    Args:
+        table: the weights.
+        step: the step of the next batch.
+        carry: groups owed to each source; 0 where a source is missing.
+        size: groups a batch.
+        horizon: batches to plan.
+        active: sources that take part.
+        limits: for exhausted sources the groups that they have left; used up batch by batch. A source with nothing left
+            takes no part: its weight counts as 0.
+
+    Returns:
+        The plan; empty when all shares of the next batch are 0.
+    """
+    left = dict(limits or {})
+    owed = [carry.get(name, 0.0) for name in table.names]
+    plan: list[PlannedBatch] = []
+    for planned_step in range(step, step + horizon):
+        taking_part = {name for name in active if left.get(name) != 0}
+        row = table.at(planned_step, active=taking_part)
+        if not any(row.shares.values()):
+            break
+        result = apportion(
+            list(row.shares.values()),
+            owed,
+            size,
+            active=[name in taking_part for name in table.names],
+            limits=[left.get(name) for name in table.names] if left else None,
+        )
+        owed = list(result.carry)
+        counts = dict(zip(table.names, result.counts, strict=True))
+        plan.append(
+            PlannedBatch(planned_step, row.shares, counts, dict(zip(table.names, owed, strict=True)), row.warnings)
+        )
+        if sum(result.counts) < size:
+            break
+        for name in left:
+            left[name] -= counts.get(name, 0)
+    return tuple(plan)
+
+
+def demand(plan: Sequence[PlannedBatch]) -> dict[str, int]:
+    """Groups of each source that a plan needs in all; empty for an empty plan."""
+    return {name: sum(batch.counts[name] for batch in plan) for name in (plan[0].counts if plan else ())}
+
+
+def production_horizon(lookahead: int, max_staleness: int | None) -> int:
+    """Batches that are worth producing ahead: what is produced further ahead would be too old when its batch forms.
+
+    ``lookahead`` batches, at most ``max_staleness + 1`` where there is a bound, and at least 1.
+    """
+    return max(1, lookahead if max_staleness is None else min(lookahead, max_staleness + 1))
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchOrder:
+    """Launch ``count`` groups; ``over_bound`` says that this exceeds the bound, because the next batch lacks them."""
+
+    count: int
+    over_bound: bool = False
+
+
+def launches(
+    *, wanted: int, next_count: int, buffered: int, in_flight: int, acceptance: float, bound: int | None
+) -> LaunchOrder:
+    """How many groups of one source to launch now.
+
+    Enough that buffered + acceptance x in flight reaches ``wanted``, as far as the bound allows; and in any case enough
+    that buffered + in flight reaches ``next_count``.
+
+    Args:
+        wanted: groups that the planned batches need in all.
+        next_count: groups that the next batch needs.
+        buffered: finished groups.
+        in_flight: groups launched and not finished.
+        acceptance: measured share of finished groups that pass the filter; counts as :data:`MIN_ACCEPTANCE` at least.
+        bound: the most groups in flight and buffered together; ``None``: no bound.
+    """
+    there = buffered + in_flight
+    acceptance = min(1.0, max(MIN_ACCEPTANCE, acceptance))
+    # The subtraction keeps 21 / 0.07 from becoming one more than 300 by rounding.
+    needed_in_flight = math.ceil((wanted - buffered) / acceptance - 1e-9)
+    count = max(0, needed_in_flight - in_flight)
+    if bound is not None:
+        count = min(count, max(0, bound - there))
+    lacking = next_count - there
+    if lacking <= count:
+        return LaunchOrder(count)
+    return LaunchOrder(lacking, over_bound=bound is not None and there + lacking > bound)
