@@ -41,7 +41,7 @@ from .prompts import PromptSource, open_prompts
 from .records import Sample
 from .rewards import Reward, build_reward
 from .state import StateLock, StateStore
-from .status import RunFacts, StepMetrics, build_status, explain
+from .status import RunFacts, StatusServer, StepMetrics, build_status, explain
 from .weights import WeightTable, parse_weight
 
 __all__ = ["Daemon"]
@@ -248,6 +248,8 @@ class Daemon:
             await tasks.start(self._server.run)
             await tasks.start(self._pool.run)
             await tasks.start(self._produce)
+            if self._config.status.http is not None:
+                await tasks.start(StatusServer(self._config.status.http, self.status).run)
             tasks.start_soon(self._end_when_finished)
             self._log.info(
                 f"ready: {len(self._producers)} sources, step {self._ledger.step},"

@@ -1,7 +1,8 @@
 """What the daemon says of itself: status, the cause of a late batch, the metrics of each step."""
 
 from .cause import explain
+from .http import StatusServer
 from .report import RunFacts, build_status
 from .step_metrics import StepMetrics, StepReport
 
-__all__ = ["RunFacts", "StepMetrics", "StepReport", "build_status", "explain"]
+__all__ = ["RunFacts", "StatusServer", "StepMetrics", "StepReport", "build_status", "explain"]
