@@ -116,6 +116,8 @@ class LeaseDesk:
         self._share_out_anew(holder, world_size)
         mine = [(batch, share) for batch, share in self._ledger.leases.open_shares() if share.rank == rank]
         free = [(batch, share) for batch, share in mine if self._lease(batch, share) not in self._held]
+        if not free and isinstance(outlook := self._mixer.outlook(), Finished):
+            return outlook
         if len(mine) - len(free) >= MAX_LEASES_PER_RANK:
             return Waiting(f"rank {rank} holds {MAX_LEASES_PER_RANK} leases: acknowledge one to get the next")
         if free:
