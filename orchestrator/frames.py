@@ -39,7 +39,11 @@ except ImportError:  # a trainer's environment may have numpy only
     def _dumps(value: Any, /) -> bytes:  # type: ignore[misc]
         return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
-    _loads = json.loads  # type: ignore[assignment]
+    def _refuse(constant: str) -> Any:
+        raise ValueError(f"{constant} is not JSON")
+
+    def _loads(text: bytes, /) -> Any:  # type: ignore[misc]
+        return json.loads(text.decode(), parse_constant=_refuse)  # bytes would be taken for UTF-16 or UTF-32 as well
 
 
 __all__ = [
@@ -132,16 +136,20 @@ def parse_header(header: bytes | bytearray | memoryview) -> dict[str, Any]:
     return value
 
 
+def _json_bytes(name: str, value: Any) -> bytes:
+    try:
+        return _dumps(value)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise FrameError(f"{name} cannot be written as JSON: {error}") from error
+
+
 def encode_frame(header: dict[str, Any], payload_bytes: int = 0) -> bytes:
     """The prefix and padded header of a frame whose payload of ``payload_bytes`` follows separately.
 
     Raises:
         FrameError: the header is above its limit, or holds something that JSON cannot say.
     """
-    try:
-        text = _dumps(header)
-    except (TypeError, ValueError) as error:
-        raise FrameError(f"the header cannot be written as JSON: {error}") from error
+    text = _json_bytes("the header", header)
     text += b" " * (-len(text) % 8)
     if len(text) > MAX_HEADER_BYTES:
         raise FrameError(f"header of {len(text)} bytes, at most {MAX_HEADER_BYTES} are allowed")
@@ -189,6 +197,12 @@ def _sample_header(sample: Sample) -> dict[str, Any]:
     }
 
 
+def _check_lengths(sample: Sample) -> None:
+    for name, values in (("logprobs", sample.logprobs), ("loss_mask", sample.loss_mask)):
+        if values is not None and len(values) != len(sample.tokens):
+            raise FrameError(f"sample {sample.index}: {len(values)} {name} for {len(sample.tokens)} tokens")
+
+
 def _loss_mask(samples: Sequence[Sample]) -> bytes:
     return b"".join(
         b"\x01" * len(sample.tokens) if sample.loss_mask is None else sample.loss_mask for sample in samples
@@ -207,9 +221,12 @@ def encode_group(group: Group, **extra: Any) -> bytes:
         extra: further header keys; readers ignore those they do not know.
 
     Raises:
-        FrameError: something in the group cannot be written as JSON, or the header is too large.
+        FrameError: something in the group cannot be written as JSON, a log-probability or mask is not as long as its
+            sample's tokens, or the header is too large.
     """
     samples = group.samples
+    for sample in samples:
+        _check_lengths(sample)
     columns = _Columns()
     columns.add("prompt_tokens", "I32", group.prompt_tokens)
     columns.add("response_offsets", "I64", _offsets([len(sample.tokens) for sample in samples]))
@@ -237,7 +254,7 @@ def encode_group(group: Group, **extra: Any) -> bytes:
     }
     large: dict[str, Any] = {"prompt": prompt.content, "label": prompt.label, "metadata": prompt.metadata}
     for name, value in large.items():
-        text = _dumps(value)
+        text = _json_bytes(name, value)
         if len(text) > MAX_INLINE_JSON_BYTES:
             columns.add(name, "U8", text)
         else:
@@ -303,10 +320,17 @@ class GroupFrame:
         return np.frombuffer(self._payload[begin:end], dtype=_DTYPES[dtype])
 
     def json(self, name: str) -> Any:
-        """``prompt``, ``label`` or ``metadata``, from the header or from the U8 column that stands in for it."""
+        """``prompt``, ``label`` or ``metadata``, from the header or from the U8 column that stands in for it.
+
+        Raises:
+            FrameError: the column is not JSON.
+        """
         if name in self.header or name not in self:
             return self.header.get(name)
-        return _loads(bytes(self.column(name)))
+        try:
+            return _loads(self.column(name).tobytes())
+        except (ValueError, RecursionError) as error:
+            raise FrameError(f"column {name} is not JSON: {error}") from None
 
 
 def iter_group_frames(payload: bytes | bytearray | memoryview) -> Iterator[GroupFrame]:

@@ -1,0 +1,256 @@
+"""The client itself, written once for its blocking and its asynchronous form.
+
+Invariants:
+
+* A method called without a connection connects first. A broken connection is reported by ``ConnectionLost``, never
+  hidden: with it the daemon has freed every lease that was not acknowledged. Only the loop over batches (``loop.py``)
+  goes on by itself.
+* No request is sent twice from here.
+* Every wait ends: the request's own time plus a margin, then ``ConnectionLost``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from orchestrator.errors import FrameError
+
+from .batch import Batch
+from .connecting import Connecting
+from .loop import BatchLoop
+from .waiting import Waiter
+from .wire import ANSWER_MARGIN_S, Answer, Wire
+
+__all__ = ["BatchRequest", "ClientCore"]
+
+BATCH_TIMEOUT_S: Final = 600.0
+"""Ten minutes: longer than most steps take to generate, short enough that somebody reads the cause."""
+
+DRAIN_TIMEOUT_S: Final = 120.0
+CHECKPOINT_TIMEOUT_S: Final = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRequest:
+    """A ``get_batch`` that was sent and whose batch was not received yet."""
+
+    id: int
+    timeout_s: float
+    sent_at: float
+    wire: Wire
+
+
+class ClientCore(Connecting):
+    """Every method of the protocol, as coroutines; arguments as for :class:`~.connecting.Connecting`."""
+
+    def __init__(self, waiter: Waiter, socket_path: str | Path | None, **options: Any) -> None:
+        super().__init__(waiter, socket_path, **options)
+        self._held: dict[str, int] = {}  # lease → step, until acknowledged or given back from here
+        self._loop: BatchLoop | None = None
+
+    # -- batches -------------------------------------------------------------------------------------------------------
+
+    async def hello(self, *, takeover: bool = False) -> dict[str, Any]:
+        """Who the daemon is and where it stands; also takes this client's rank.
+
+        Connecting says hello already; this is for looking, and for taking over.
+
+        Args:
+            takeover: close another live connection that holds this rank.
+
+        Returns:
+            ``server, version, protocol, max_payload, run, sources, step, policy_version``.
+
+        Raises:
+            RankInUse: another live connection holds the rank; the message names its process.
+        """
+        wire = await self._connected(self._connect_timeout_s)
+        return await self._hello_over(wire, {"rank": self.rank, "takeover": takeover})
+
+    async def get_batch(self, timeout_s: float = BATCH_TIMEOUT_S) -> Batch:
+        """This rank's share of the next batch: a batch of an earlier connection first, oldest first.
+
+        Raises:
+            BatchTimeout: none within ``timeout_s``; message and ``data["cause"]`` say why.
+            RunFinished: the run has handed out its last batch.
+            ShuttingDown: the daemon is draining.
+            RankInUse: another live connection takes batches under this rank.
+            BadWorldSize: the batch cannot be shared so.
+            ConnectionLost: see the class.
+            FrameError: the payload is malformed.
+        """
+        return await self.receive_batch(await self.request_batch(timeout_s))
+
+    async def request_batch(self, timeout_s: float = BATCH_TIMEOUT_S) -> BatchRequest:
+        """Ask for a batch without waiting for it: the first half of :meth:`get_batch`.
+
+        The daemon forms and sends the batch meanwhile; what does not fit into the socket's buffer waits in the daemon
+        until :meth:`receive_batch` reads it.
+        """
+        return await self._request_over(await self._connected(self._connect_timeout_s), timeout_s)
+
+    async def _request_over(self, wire: Wire, timeout_s: float) -> BatchRequest:
+        """:meth:`request_batch` over a connection that must be the one of an earlier batch."""
+        params = {"timeout_s": timeout_s, "rank": self.rank, "world_size": self.world_size}
+        return BatchRequest(await wire.start("get_batch", params), timeout_s, time.monotonic(), wire)
+
+    async def receive_batch(self, request: BatchRequest) -> Batch:
+        """Wait for the batch of a request; raises like :meth:`get_batch`."""
+        now = time.monotonic()
+        deadline = max(now, request.sent_at + request.timeout_s) + ANSWER_MARGIN_S
+        batch = _batch(await request.wire.answer(request.id, deadline))
+        self._held[batch.lease] = batch.step
+        return batch
+
+    async def cancel(self, request: BatchRequest) -> None:
+        """Give a request up; a batch that comes nevertheless is given back and handed out again."""
+        request.wire.give_up(request.id)
+
+    async def ack(self, lease: str) -> None:
+        """The batch is trained on and never comes again. Twice is fine.
+
+        Raises:
+            LeaseUnknown: the lease was never handed out, or was ended by ``load`` or another world size.
+        """
+        await self._call("ack", {"lease": lease})
+        self._held.pop(lease, None)
+
+    async def nack(self, lease: str, *, discard: bool = False) -> None:
+        """Give a batch back: it is handed out again, or with ``discard`` dropped and counted.
+
+        Raises:
+            LeaseUnknown: as for :meth:`ack`.
+        """
+        await self._call("nack", {"lease": lease, "discard": discard})
+        self._held.pop(lease, None)
+
+    def _holds(self, lease: str) -> bool:
+        """Whether this client received the lease and neither acknowledged it nor gave it back."""
+        return lease in self._held
+
+    async def _new_loop(
+        self,
+        *,
+        timeout_s: float | None,
+        prefetch: bool,
+        reconnect_s: float,
+        on_wait: Callable[[dict[str, Any]], None] | None,
+    ) -> BatchLoop:
+        """A loop over batches; what an earlier, unfinished loop of this client still holds is given back first."""
+        earlier, self._loop = self._loop, None
+        if earlier is not None:
+            await earlier.give_back()
+        self._loop = BatchLoop(
+            self, timeout_s=timeout_s, prefetch=prefetch, reconnect_s=reconnect_s, on_wait=on_wait or _ignore
+        )
+        return self._loop
+
+    # -- the policy ----------------------------------------------------------------------------------------------------
+
+    async def set_policy_version(self, version: int, mode: Literal["keep", "abort"] = "keep") -> dict[str, Any]:
+        """From now on new tokens carry this version; ``abort`` interrupts what is in flight into partial rollouts.
+
+        Returns:
+            ``in_flight`` and ``aborted``: numbers of generations.
+
+        Raises:
+            VersionWentBack: it is below the one in force.
+        """
+        return await self._call("set_policy_version", {"version": version, "mode": mode})
+
+    async def pause_generation(
+        self, mode: Literal["abort", "finish"] = "abort", timeout_s: float = BATCH_TIMEOUT_S
+    ) -> dict[str, Any]:
+        """Return when the engines are quiet; they stay so until :meth:`continue_generation`.
+
+        The pause ends by itself after ``timeout_s``, and when this client's connection ends.
+
+        Returns:
+            ``in_flight``: number of generations.
+        """
+        return await self._call("pause_generation", {"mode": mode, "timeout_s": timeout_s}, timeout_s)
+
+    async def continue_generation(self) -> dict[str, Any]:
+        """End the pause; returns ``in_flight``."""
+        return await self._call("continue_generation", {})
+
+    # -- the run -------------------------------------------------------------------------------------------------------
+
+    async def status(self) -> dict[str, Any]:
+        """Everything that ``orchestrator status --json`` prints."""
+        return await self._call("status", {})
+
+    async def set_weight(self, source: str, weight: float | str | None) -> dict[str, Any]:
+        """Set a source's weight: a number, a ``"lambda step: …"`` text, a dotted path, ``None`` for back to the file.
+
+        Returns:
+            ``step``: of the first batch that it applies to.
+
+        Raises:
+            SourceUnknown: no source of that name.
+            WeightError, ExpressionError, DottedPathError: the weight cannot be used.
+        """
+        return await self._call("set_weight", {"source": source, "weight": weight})
+
+    async def pause(self, source: str) -> None:
+        """Keep a source out of new batches.
+
+        Raises:
+            SourceUnknown: no source of that name.
+        """
+        await self._call("pause", {"source": source})
+
+    async def resume(self, source: str) -> None:
+        """Let a paused source take part again; raises like :meth:`pause`."""
+        await self._call("resume", {"source": source})
+
+    async def drain(self) -> None:
+        """Stop launching, finish or park what is in flight, snapshot."""
+        await self._call("drain", {}, DRAIN_TIMEOUT_S)
+
+    async def save(self, name: str, trained_through: int | None = None) -> dict[str, Any]:
+        """Save a named checkpoint beside the trainer's own.
+
+        Args:
+            name: usually the trainer's step.
+            trained_through: batches up to this step count as acknowledged; default: the oldest batch that this client
+                holds, the one that is being trained on.
+
+        Returns:
+            ``step``.
+
+        Raises:
+            BadRequest: among others, if the daemon keeps no checkpoints.
+        """
+        if trained_through is None:
+            trained_through = min(self._held.values(), default=None)
+        through: Mapping[str, int] = {} if trained_through is None else {"trained_through": trained_through}
+        return await self._call("save", {"name": name, **through}, CHECKPOINT_TIMEOUT_S)
+
+    async def load(self, name: str) -> dict[str, Any]:
+        """Go back to a named checkpoint: all leases end; generation rests until a policy version is set.
+
+        Returns:
+            ``step``.
+
+        Raises:
+            BadRequest: among others, if the daemon keeps no checkpoints.
+        """
+        result = await self._call("load", {"name": name}, CHECKPOINT_TIMEOUT_S)
+        self._held.clear()
+        return result
+
+
+def _batch(answer: Answer) -> Batch:
+    try:
+        return Batch.from_answer(answer.result, answer.payload)
+    except FrameError as error:
+        raise FrameError(f"a malformed batch: {error}") from error
+
+
+def _ignore(cause: dict[str, Any]) -> None:
+    """Default of ``on_wait``."""

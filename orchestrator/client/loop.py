@@ -1,0 +1,146 @@
+"""The loop of a trainer over its batches.
+
+Invariants:
+
+* A batch is acknowledged when the next one is asked for, and so is the last one before the end. A batch whose loop body
+  raised, or was left by ``break``, is not: it is handed out again.
+* Acknowledge first, then ask: after a broken connection the daemon would otherwise hand out the batch in hand again.
+  For the same reason the next batch is asked for early only on the connection that the batch in hand came over.
+* A broken connection and a draining daemon are waited for, up to ``reconnect_s`` each time; an acknowledgement whose
+  answer was lost is sent again, which is harmless.
+* No wait is silent: every one of ``WAIT_SLICE_S`` is reported with its cause.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from orchestrator.errors import BatchTimeout, ConnectionLost, OrchestratorError, RankInUse, RunFinished, ShuttingDown
+
+from .batch import Batch
+
+if TYPE_CHECKING:
+    from .core import BatchRequest, ClientCore
+
+__all__ = ["BatchLoop"]
+
+T = TypeVar("T")
+
+WAIT_SLICE_S: Final = 30.0
+"""How long the daemon is asked to wait at a time: twice a minute one hears why there is no batch."""
+
+RETRY_S: Final = 0.25
+"""Between attempts at a daemon that is reached but drains, or has not noticed yet that the old connection ended."""
+
+
+class BatchLoop:
+    """See the module's invariants.
+
+    Args:
+        client: whose batches.
+        timeout_s: longest wait for one batch; ``None``: for ever.
+        prefetch: ask for the next batch before the trainer works on this one.
+        reconnect_s: longest wait for a broken connection to work again.
+        on_wait: called with the cause of each wait.
+    """
+
+    def __init__(
+        self,
+        client: ClientCore,
+        *,
+        timeout_s: float | None,
+        prefetch: bool,
+        reconnect_s: float,
+        on_wait: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self._client = client
+        self._timeout_s = math.inf if timeout_s is None else timeout_s
+        self._prefetch = prefetch
+        self._reconnect_s = reconnect_s
+        self._on_wait = on_wait
+        self._ahead: BatchRequest | None = None
+        self._in_hand: tuple[str, BatchRequest] | None = None  # lease, and what it came by
+
+    async def next(self) -> Batch | None:
+        """Acknowledge the batch in hand and wait for the next; ``None`` after the last.
+
+        Raises:
+            BatchTimeout: none within ``timeout_s``.
+            ConnectionLost, ShuttingDown, RankInUse: nor did it get better within ``reconnect_s``.
+            OrchestratorError: other answers of the daemon.
+        """
+        if self._in_hand is not None:
+            lease = self._in_hand[0]
+            if self._client._holds(lease):
+                await self._persist(lambda: self._client.ack(lease))
+            self._in_hand = None
+        deadline = time.monotonic() + self._timeout_s
+        try:
+            batch, request = await self._persist(lambda: self._take(deadline))
+        except RunFinished:
+            return None
+        self._in_hand = (batch.lease, request)
+        if self._prefetch:
+            self._ahead = await self._ask_ahead(request)
+        return batch
+
+    async def give_back(self) -> None:
+        """Free what this loop still holds; a closed connection has done so already."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            ahead.wire.give_up(ahead.id)
+        in_hand, self._in_hand = self._in_hand, None
+        if in_hand is not None and in_hand[1].wire.is_open and self._client._holds(in_hand[0]):
+            await self._client.nack(in_hand[0])
+
+    async def _ask_ahead(self, request: BatchRequest) -> BatchRequest | None:
+        try:
+            return await self._client._request_over(request.wire, min(WAIT_SLICE_S, self._timeout_s))
+        except ConnectionLost:
+            return None  # the batch in hand is whole; the next call finds out and connects again
+
+    async def _take(self, deadline: float) -> tuple[Batch, BatchRequest]:
+        """The batch that was asked for early, or one that is asked for now, waiting in slices."""
+        request, self._ahead = self._ahead, None
+        if request is not None:
+            try:
+                return await self._client.receive_batch(request), request
+            except BatchTimeout:
+                pass  # that wait passed while the trainer worked: nobody was kept waiting
+        while True:
+            left = max(0.0, deadline - time.monotonic())
+            request = await self._client.request_batch(min(WAIT_SLICE_S, left))
+            try:
+                return await self._client.receive_batch(request), request
+            except BatchTimeout as error:
+                cause = error.data.get("cause")
+                self._on_wait(cause if isinstance(cause, dict) else {"sentence": error.message})
+                if time.monotonic() >= deadline:
+                    raise
+
+    async def _persist(self, operation: Callable[[], Awaitable[T]]) -> T:
+        """The operation's value, across broken connections and a daemon that is being replaced."""
+        deadline: float | None = None
+        while True:
+            began = time.monotonic()
+            try:
+                return await operation()
+            except (ConnectionLost, RankInUse, ShuttingDown) as error:
+                if deadline is None and isinstance(error, RankInUse):
+                    raise  # somebody else's; after a broken connection it may be our own, which the daemon still sees
+                now = time.monotonic()
+                if deadline is None or now - began > self._reconnect_s:  # it worked for a good while in between
+                    deadline = now + self._reconnect_s
+                if now >= deadline:
+                    raise
+                await self._recover(error, deadline - now)
+
+    async def _recover(self, error: OrchestratorError, left: float) -> None:
+        self._on_wait({"kind": "connection", "sentence": error.message, "sources": []})
+        if isinstance(error, ConnectionLost):
+            await self._client.connect(left)
+        else:
+            await self._client._waiter.sleep(min(RETRY_S, left))

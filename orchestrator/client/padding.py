@@ -1,0 +1,81 @@
+"""Sequences of different lengths as rectangles.
+
+Invariants:
+
+* Every array returned is fresh memory: writable, and independent of the batch's buffers.
+* Nothing is cut off in silence: ``is_cut`` names the rows.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .groups import Array
+
+if TYPE_CHECKING:
+    from .batch import Batch
+
+__all__ = ["pad"]
+
+
+def pad(batch: Batch, pad_token_id: int, max_len: int | None, side: str, loss_mask: Array | None) -> dict[str, Array]:
+    """See :meth:`orchestrator.client.Batch.padded`."""
+    prompts, responses = batch.prompt_lengths, batch.response_lengths
+    wanted = prompts + responses
+    longest = int(wanted.max(initial=0))
+    if max_len is not None and max_len < 1:
+        raise ValueError(f"max_len is {max_len}, at least 1 is needed")
+    if side not in ("right", "left"):
+        raise ValueError(f"side is {side!r}, right or left is expected")
+    mask = batch.loss_mask if loss_mask is None else np.asarray(loss_mask)
+    if len(mask) != int(responses.sum()):
+        raise ValueError(f"loss_mask has {len(mask)} entries, there are {int(responses.sum())} response tokens")
+    width = longest if max_len is None else min(longest, max_len)
+
+    lengths = np.minimum(wanted, width)
+    starts = width - lengths if side == "left" else np.zeros_like(lengths)
+    column = np.arange(width) - starts[:, None]  # position in the sequence; outside [0, length) is filling
+    attention = (column >= 0) & (column < lengths[:, None])
+    response = attention & (column >= prompts[:, None])
+    # Row-major order of `response` is the order of the flat arrays, without the tokens that were cut off.
+    kept = _kept(responses, lengths - np.minimum(prompts, width))
+
+    arrays = {
+        "tokens": _tokens(batch, attention, response, kept, pad_token_id),
+        "attention_mask": attention,
+        "response_mask": response,
+        "loss_mask": np.zeros_like(response),
+        "is_cut": wanted > width,
+        "rewards": batch.rewards,
+        "group_ids": batch.group_ids,
+        "prompt_lengths": prompts,
+        "response_lengths": responses,
+    }
+    arrays["loss_mask"][response] = mask[kept] != 0
+    if (flat := batch.logprobs) is not None:
+        arrays["logprobs"] = np.zeros(response.shape, np.float32)
+        arrays["logprobs"][response] = flat[kept]
+    return arrays
+
+
+def _kept(lengths: Array, kept: Array) -> Array:
+    """[T] bool: of runs of ``lengths``, the first ``kept`` of each."""
+    starts = np.cumsum(lengths) - lengths
+    position = np.arange(int(lengths.sum())) - np.repeat(starts, lengths)
+    mask: Array = position < np.repeat(kept, lengths)
+    return mask
+
+
+def _tokens(batch: Batch, attention: Array, response: Array, kept: Array, pad_token_id: int) -> Array:
+    tokens = np.full(response.shape, pad_token_id, np.int32)
+    tokens[response] = batch.response_tokens[kept]
+    row = 0
+    for group in batch.groups:
+        rows = slice(row, row + group.n)
+        row += group.n
+        shown = min(len(group.prompt_tokens), response.shape[1])
+        prompt = attention[rows] & ~response[rows]
+        tokens[rows][prompt] = np.tile(group.prompt_tokens[:shown], group.n)
+    return tokens
