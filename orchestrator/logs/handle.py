@@ -1,0 +1,157 @@
+"""What the daemon holds to log with: loggers, the lines of each step, rotation, the end.
+
+Invariants:
+
+* Nothing is global but one handler at the root of the standard library's ``logging``, by which warnings and errors of
+  libraries take the same way; ``close`` takes it away again.
+* Logging neither blocks nor raises; see ``writer`` and ``lines``.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final, Protocol, TextIO
+
+import structlog
+from structlog.typing import FilteringBoundLogger
+
+from .lines import ConsoleLines, EcsLines
+from .writer import FLUSH_DEADLINE_S, LogWriter, Sink
+
+__all__ = ["LEVELS", "LogHandle", "StepFigures", "configure_logging"]
+
+LEVELS: Final = ("debug", "info", "warning", "error", "critical")
+"""What ``level`` may be, from all to least."""
+
+
+class StepFigures(Protocol):
+    """The metrics of one step; ``orchestrator.status`` makes them."""
+
+    @property
+    def step(self) -> int:
+        """The step whose batch was formed."""
+        ...
+
+    @property
+    def policy_version(self) -> int:
+        """The policy version at that step."""
+        ...
+
+    @property
+    def sources(self) -> Mapping[str, Mapping[str, Any]]:
+        """Nested numbers by source."""
+        ...
+
+    def slashed(self) -> Mapping[str, float]:
+        """The same as one flat mapping of slashed names."""
+        ...
+
+
+def configure_logging(
+    *,
+    file: Path | None,
+    level: str,
+    service: str = "rollout-orchestrator",
+    stream: TextIO | None = None,
+    json: bool = False,
+) -> LogHandle:
+    """Begin to log, to a file or to a stream.
+
+    Lines are ECS JSON; only where they go to a terminal, and without ``json``, they are text for people.
+
+    Args:
+        file: appended to, made with its directory where missing; ``None`` for the stream.
+        level: one of ``LEVELS``; lines below it are not made.
+        service: ``service.name`` of every line.
+        stream: has a file descriptor, which is duplicated; ``None`` for standard output.
+        json: JSON on a terminal too.
+
+    Raises:
+        StateError: the file cannot be opened.
+        ValueError: no such level.
+    """
+    if level not in LEVELS:
+        raise ValueError(f"no log level {level!r}; there are {', '.join(LEVELS)}")
+    sink = Sink(file, sys.stdout if stream is None else stream)
+    is_text = sink.is_terminal and not json
+    return LogHandle(sink, ConsoleLines(colors=True) if is_text else EcsLines(service), level=level, is_text=is_text)
+
+
+class LogHandle:
+    """Made by :func:`configure_logging`; owns the writer, its thread, and the handler of the libraries' lines."""
+
+    def __init__(self, sink: Sink, lines: EcsLines | ConsoleLines, *, level: str, is_text: bool) -> None:
+        self._lines = lines
+        self._is_text = is_text
+        self._writer = LogWriter(sink, self._loss)
+        self._root: FilteringBoundLogger = structlog.wrap_logger(
+            _Outlet(self._writer.offer),
+            processors=[lines],
+            wrapper_class=structlog.make_filtering_bound_logger(level),
+            context_class=dict,
+            cache_logger_on_first_use=False,
+        ).bind()
+        self._handler = _LibraryHandler(self.logger("library"))
+        logging.getLogger().addHandler(self._handler)
+
+    def logger(self, dataset: str, **fields: Any) -> FilteringBoundLogger:
+        """A logger whose lines carry ``event.dataset`` and the fields; ``source="math"`` becomes ``source.name``."""
+        return self._root.bind(dataset=dataset, **fields)
+
+    def step(self, figures: StepFigures) -> None:
+        """The lines of one step: one a source with nested numbers, and one with the slashed names of all.
+
+        ``rollout`` holds the nested numbers, ``metrics`` the slashed ones: to be mapped ``flattened``, or each name
+        becomes a field of the index. On a terminal there is one line of text.
+        """
+        where = {"step": figures.step, "policy_version": figures.policy_version}
+        if not self._is_text:
+            log = self.logger("step.source")
+            for name, numbers in figures.sources.items():
+                log.info(f"step {figures.step}, source {name}", source=name, rollout={**where, **numbers})
+        shares = ", ".join(f"{name} {_share(numbers)}" for name, numbers in figures.sources.items())
+        self.logger("step").info(f"step {figures.step}: {shares}", rollout=where, metrics=figures.slashed())
+
+    def reopen(self) -> None:
+        """Go on in a new file of the same name, after the old one was renamed; returns at once."""
+        self._writer.reopen()
+
+    def close(self, deadline_s: float = FLUSH_DEADLINE_S) -> None:
+        """Write what is queued, for at most ``deadline_s`` seconds, and end; calling it again is harmless."""
+        logging.getLogger().removeHandler(self._handler)
+        self._writer.close(deadline_s)
+
+    def _loss(self, lost: int, why: str) -> bytes:
+        event = {"event": f"{lost} log lines were lost: {why}" if lost else why, "dataset": "logs"}
+        return self._lines(None, "warning", {**event, "logging": {"lost_lines": lost}})
+
+
+def _share(numbers: Mapping[str, Any]) -> str:
+    return f"{numbers.get('group_count', '?')} groups of weight {numbers.get('weight', float('nan')):.3g}"
+
+
+class _Outlet:
+    """The end of structlog's chain: every level's method takes the finished line."""
+
+    def __init__(self, offer: Callable[[bytes], None]) -> None:
+        self.debug = self.info = self.warning = self.error = self.critical = offer
+
+
+class _LibraryHandler(logging.Handler):
+    """Passes on what libraries log by the standard library, from ``warning`` up."""
+
+    def __init__(self, log: FilteringBoundLogger) -> None:
+        super().__init__(logging.WARNING)
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Pass one record on."""
+        level = min(max(record.levelno // 10 * 10, logging.WARNING), logging.CRITICAL)
+        try:
+            message = record.getMessage()
+        except (TypeError, ValueError, KeyError):  # arguments that do not fit their message are no reason for silence
+            message = f"{record.msg} {record.args}"
+        self._log.log(level, message, exc_info=record.exc_info, **{"log.logger": record.name})
