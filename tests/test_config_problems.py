@@ -19,7 +19,6 @@ REST = {
     "data_sources": "data_sources: [{name: sums, prompts: {path: sums.jsonl}}]",
     "data_source_weights": "data_source_weights: [1]",
 }
-FORMS = ("data_sources:", "prompt_data")
 
 
 @dataclass(frozen=True)
@@ -31,13 +30,10 @@ class Wrong:
     def text(self) -> str:
         """The whole file: the wrong part, then what a config needs besides."""
         part = self.yaml.strip("\n")
-        has_form = any(line.startswith(FORMS) for line in part.splitlines())
-        rest = [
-            line
-            for key, line in REST.items()
-            if not any(own.startswith(f"{key}:") for own in part.splitlines()) and not (key == "data_sources" and has_form)
-        ]
-        return "\n".join([part, *rest]) + "\n"
+        given = {line.partition(":")[0] for line in part.splitlines()}
+        if "prompt_data" in given:
+            given.add("data_sources")
+        return "\n".join([part, *(line for key, line in REST.items() if key not in given)]) + "\n"
 
 
 CASES = {
@@ -148,7 +144,7 @@ engine_defaults: {stall_s: .inf}
 """,
         """
 1: sampling.temperature: is nan (a finite number is expected)
-2: engine_defaults.stall_s: is inf (at most 31536000)
+2: engine_defaults.stall_s: is inf (a finite number is expected)
 """,
     ),
     "none of the choices": Wrong(
@@ -345,7 +341,7 @@ data_source_weights: [0]
 """,
         "1: data_source_weights: all weights are 0: no batch could ever be formed (at least one above 0)",
     ),
-    # -- batches that would never come ----------------------------------------------------------------------------------
+    # -- batches that would never come ---------------------------------------------------------------------------------
     "batch larger than what may be in flight": Wrong(
         """
 rollout:
@@ -355,13 +351,13 @@ rollout:
         "3: rollout.over_sampling_batch_size: is 31: a batch of 32 groups could never be in flight and buffered "
         "(at least rollout_batch_size, 32; or null)",
     ),
-    "filter that drops everything: one sample": Wrong(
+    "filter that has nothing to judge": Wrong(
         """
 rollout: {n_samples_per_prompt: 1}
 dynamic_sampling_filter: check_reward_nonzero_std
 """,
-        "2: dynamic_sampling_filter: check_reward_nonzero_std drops every group: with n_samples_per_prompt 1 a group's "
-        "rewards are always equal (n_samples_per_prompt of at least 2, or null for no filter)",
+        "2: dynamic_sampling_filter: check_reward_nonzero_std has nothing to judge: with n_samples_per_prompt 1 a "
+        "group's rewards have no spread (n_samples_per_prompt of at least 2, or null for no filter)",
     ),
     "filter that drops everything: samples that cannot differ": Wrong(
         """
@@ -446,12 +442,13 @@ rollout:
 """,
         """
 1: archive: this is not supported by this version (leave it out)
-2: tokenizer: this is not supported by this version (leave it out; engines tokenise prompts and apply their \
-model's own template)
-4: rollout.starvation.policy: this is not supported by this version (write wait: the batch waits for the source it lacks)
+2: tokenizer: this is not supported by this version \
+(leave it out; engines tokenise prompts and apply their model's own template)
+4: rollout.starvation.policy: this is not supported by this version \
+(write wait: the batch waits for the source it lacks)
 """,
     ),
-    # -- found by looking at what the config names ----------------------------------------------------------------------
+    # -- found by looking at what the config names ---------------------------------------------------------------------
     "prompt file that is not there": Wrong(
         """
 data_sources:
@@ -503,9 +500,7 @@ def test_check_says_what_is_wrong_and_where(wrong: Wrong, tmp_path: Path, capsys
     assert code == BAD_CONFIG
     assert shown.out == ""
     expected = wrong.says.strip().replace("{here}", str(tmp_path)).splitlines()
-    assert shown.err.splitlines() == [
-        f"{path}:{line}" if line[0].isdigit() else f"{path}: {line}" for line in expected
-    ]
+    assert shown.err.splitlines() == [f"{path}:{line}" if line[0].isdigit() else f"{path}: {line}" for line in expected]
 
 
 def test_what_completes_the_cases_is_right(tmp_path: Path) -> None:
@@ -513,9 +508,7 @@ def test_what_completes_the_cases_is_right(tmp_path: Path) -> None:
     assert main(["check", str(write(tmp_path, Wrong("", "").text))]) == 0
 
 
-def test_all_problems_are_named_in_the_order_of_their_lines(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_all_problems_are_named_in_the_order_of_their_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     parts = ["below its bound", "URL with a path", "weights by name", "none of the choices"]
     merged = "\n".join(CASES[part].yaml.replace("rollout:\n  failed_sample: drop\n", "") for part in parts)
     assert main(["check", str(write(tmp_path, Wrong(merged, "").text))]) == BAD_CONFIG

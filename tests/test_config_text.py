@@ -69,7 +69,9 @@ def test_lines_of_keys_items_and_merged_keys(tmp_path: Path) -> None:
 
 
 @settings(deadline=None, max_examples=150)
-@given(st.one_of(st.binary(max_size=200), st.text(alphabet="ab:- []{}&*!|>'\"#\n\t?,%@1.~<", max_size=80).map(str.encode)))
+@given(
+    st.one_of(st.binary(max_size=200), st.text(alphabet="ab:- []{}&*!|>'\"#\n\t?,%@1.~<", max_size=80).map(str.encode))
+)
 @example(b"? [a]: b\n")
 @example(b"? {a: b}\n: c\n")
 @example(b"a: 2024-99-99\n")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["PlotError", "draw_weights"]
 
 COLOURS: Final = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#0072B2", "#D55E00", "#BBBBBB")
-"""Okabe and Ito, "Color Universal Design" (2008), with the light ones first and grey for black; used again after eight."""
+"""Okabe and Ito, "Color Universal Design" (2008), light ones first, grey for black; used again after eight."""
 
 DARK: Final = frozenset({"#0072B2", "#009E73", "#D55E00"})
 """Colours on which a label is white."""

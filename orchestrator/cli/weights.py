@@ -85,7 +85,7 @@ def _batches(config: Path, start: int, steps: int) -> tuple[Sequence[str], Seque
     if table is None:
         raise loaded.error(findings)
     if broken := find_broken_weights(table, start + steps):
-        raise loaded.error([broken])
+        raise loaded.error(broken)
     return loaded.config.source_names, plan_from_start(loaded.config, table, start + steps)[start:]
 
 

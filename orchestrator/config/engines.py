@@ -16,7 +16,16 @@ from pydantic import AfterValidator, Field, model_validator
 
 from .fields import Count, FilePath, NonNegative, NonNegativeSeconds, Probability, Section, ServerUrl, problem
 
-__all__ = ["ENGINE_KINDS", "EmbeddedEngine", "EngineSpec", "LlamaCppEngine", "Logprobs", "ScriptedEngine", "logprobs_of", "named"]
+__all__ = [
+    "ENGINE_KINDS",
+    "EmbeddedEngine",
+    "EngineSpec",
+    "LlamaCppEngine",
+    "Logprobs",
+    "ScriptedEngine",
+    "logprobs_of",
+    "named",
+]
 
 ENGINE_KINDS = ("llamacpp", "embedded", "scripted")
 """Kinds that this version speaks to."""

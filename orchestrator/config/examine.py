@@ -4,12 +4,12 @@ Invariants:
 
 * No engine is contacted, no process is started, nothing is written.
 * All problems are collected; one source's broken prompt file does not hide another's weight that goes below zero.
-* A batch fits the buffers: no source's ``buffer.groups`` is below the largest number of groups that a coming batch takes
-  from it.
+* A batch fits the buffers: no source's ``buffer.groups`` is below the most groups that a coming batch takes from it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -20,11 +20,12 @@ from orchestrator.plan import PlannedBatch, forecast
 from orchestrator.prompts import PromptSource, open_prompts
 from orchestrator.rewards import build_reward
 from orchestrator.rewards.builtin import BUILT_IN_REWARDS
-from orchestrator.weights import WeightTable, parse_weight
+from orchestrator.weights import Weight, WeightTable, parse_weight
 
 from .document import Config
 from .findings import Finding
 from .sections import Source
+from .text import Location
 
 __all__ = ["Examination", "examine", "find_broken_weights", "load_weights", "plan_from_start"]
 
@@ -71,11 +72,12 @@ async def examine(config: Config, *, directory: Path) -> Examination:
         load_filter(config.dynamic_sampling_filter, directory=directory)
     except OrchestratorError as error:
         result.findings.append(Finding(("dynamic_sampling_filter",), error.message))
-    _examine_caps(config, directory, result)
+    steps = min(config.rollout.num_rollout or STEPS_WHEN_ENDLESS, MAX_STEPS)
+    _examine_caps(config, steps, directory, result)
     table, problems = load_weights(config, directory=directory)
     result.findings += problems
     if table is not None:
-        _examine_plan(config, table, result)
+        _examine_plan(config, table, steps, result)
     return result
 
 
@@ -84,23 +86,31 @@ async def examine(config: Config, *, directory: Path) -> Examination:
 
 def load_weights(config: Config, *, directory: Path) -> tuple[WeightTable | None, list[Finding]]:
     """The table of the config's weights, or ``None`` and what is wrong with them."""
-    weights, findings = [], []
-    for index, text in enumerate(config.data_source_weights):
-        try:
-            weights.append(parse_weight(text, directory=directory))
-        except (DottedPathError, ExpressionError, WeightError) as error:
-            findings.append(Finding(("data_source_weights", index), error.message))
-    return (None if findings else WeightTable(config.source_names, weights)), findings
+    weights, findings = _parse_all("data_source_weights", config.data_source_weights, directory)
+    return (None if findings else WeightTable(config.source_names, list(weights.values()))), findings
 
 
-def _examine_caps(config: Config, directory: Path, result: Examination) -> None:
-    for index, text in enumerate(config.data_source_reward_caps or ()):
-        if text is None:
-            continue
+def _parse_all(
+    key: str, texts: Sequence[float | str | None], directory: Path
+) -> tuple[dict[int, Weight], list[Finding]]:
+    """The weights by their position, without those that are null, and what is wrong with the others."""
+    weights: dict[int, Weight] = {}
+    findings = []
+    for index, text in enumerate(texts):
         try:
-            parse_weight(text, directory=directory)
+            if text is not None:
+                weights[index] = parse_weight(text, directory=directory)
         except (DottedPathError, ExpressionError, WeightError) as error:
-            result.findings.append(Finding(("data_source_reward_caps", index), error.message))
+            findings.append(Finding((key, index), error.message))
+    return weights, findings
+
+
+def _examine_caps(config: Config, steps: int, directory: Path, result: Examination) -> None:
+    key = "data_source_reward_caps"
+    caps, findings = _parse_all(key, config.data_source_reward_caps or (), directory)
+    result.findings += findings
+    for index, cap in caps.items():
+        result.findings += _find_broken(cap, (key, index), steps)
 
 
 async def _examine_reward(index: int, source: Source, directory: Path, result: Examination) -> None:
@@ -146,11 +156,7 @@ def _row_without_label(prompts: PromptSource) -> int | None:
 
 
 def plan_from_start(config: Config, table: WeightTable, steps: int) -> tuple[PlannedBatch, ...]:
-    """The first ``steps`` batches of a run with these weights, nothing paused, borrowed or exhausted.
-
-    Raises:
-        WeightError: at some step the weights cannot be used.
-    """
+    """The first ``steps`` batches of a run with these weights, nothing paused, borrowed or exhausted."""
     names = config.source_names
     return forecast(
         table,
@@ -162,10 +168,9 @@ def plan_from_start(config: Config, table: WeightTable, steps: int) -> tuple[Pla
     )
 
 
-def _examine_plan(config: Config, table: WeightTable, result: Examination) -> None:
-    steps = min(config.rollout.num_rollout or STEPS_WHEN_ENDLESS, MAX_STEPS)
-    if (broken := find_broken_weights(table, steps)) is not None:
-        result.findings.append(broken)
+def _examine_plan(config: Config, table: WeightTable, steps: int, result: Examination) -> None:
+    if broken := find_broken_weights(table, steps):
+        result.findings += broken
         return
     result.plan = plan_from_start(config, table, steps)
     for index, source in enumerate(config.data_sources):
@@ -174,16 +179,27 @@ def _examine_plan(config: Config, table: WeightTable, result: Examination) -> No
         _examine_supply(config, source, result)
 
 
-def find_broken_weights(table: WeightTable, steps: int) -> Finding | None:
-    """The first of the steps whose weights cannot be used as they are; at run time the last good ones would stand in."""
+def find_broken_weights(table: WeightTable, steps: int) -> list[Finding]:
+    """Where the weights of the coming steps cannot be used; at run time the last good ones would stand in."""
+    key = "data_source_weights"
+    broken = [f for i, name in enumerate(table.names) for f in _find_broken(table.weight(name), (key, i), steps)]
+    if broken:
+        return broken
+    zero = next((step for step in range(steps) if not any(table.at(step).shares.values())), None)
+    if zero is None:
+        return []
+    message = f"all weights are 0 at step {zero}: that batch could never be formed"
+    return [Finding((key,), message, "at least one above 0 at every step")]
+
+
+def _find_broken(weight: Weight, location: Location, steps: int) -> Iterator[Finding]:
+    """The first of the steps at which one weight, or cap, has no value."""
     for step in range(steps):
         try:
-            row = table.at(step)
+            weight(step)
         except WeightError as error:
-            return Finding(("data_source_weights",), f"at step {step}: {error.message}", "at least one weight above 0")
-        if row.warnings:
-            return Finding(("data_source_weights",), row.warnings[0], "a finite number of at least 0 at every step")
-    return None
+            yield Finding(location, error.message, f"every step below {steps} needs a finite number of at least 0")
+            return
 
 
 def _examine_buffer(config: Config, index: int, source: Source, peak: PlannedBatch, result: Examination) -> None:

@@ -206,8 +206,14 @@ def _weight(value: Any) -> float | str:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise problem(f"got {shown(value)}, a weight is expected", WEIGHT_FORMS)
     if not isinstance(value, str):
-        if not (math.isfinite(value) and value >= 0):
-            raise problem(f"the weight {value} is not a finite number of at least 0", "0 keeps a source out of batches")
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if not (math.isfinite(number) and number >= 0):
+            raise problem(
+                f"the weight {number:g} is not a finite number of at least 0", "0 keeps a source out of batches"
+            )
         return value
     text = value.strip()
     if text.startswith("lambda"):

@@ -105,7 +105,9 @@ def _number(what: str) -> Callable[[Any, Any], tuple[str, str]]:
 def _one_of(value: Any, context: Any) -> tuple[str, str]:
     expected = str(context["expected"])
     words = [word.strip("' ") for part in expected.split(" or ") for word in part.split(",")]
-    near = nearest(value, words) if isinstance(value, str) else None
+    near = next((word for word in words if isinstance(value, str) and value and word.startswith(value)), None)
+    if near is None and isinstance(value, str):
+        near = nearest(value, words)
     return f"got {shown(value)}", f"one of {', '.join(words)}" + (f"; did you mean {near}?" if near else "")
 
 

@@ -64,14 +64,14 @@ def _batch_fits_over_sampling(config: Config) -> Iterator[Finding]:
 
 
 def _filter_keeps_something(config: Config) -> Iterator[Finding]:
-    """Groups of equal rewards are dropped: one sample, or samples that cannot differ, would never pass."""
+    """Groups of equal rewards are dropped; samples that cannot differ would never pass, one sample has no spread."""
     if config.dynamic_sampling_filter != ZERO_STD_FILTER:
         return
     location = ("dynamic_sampling_filter",)
     if config.rollout.n_samples_per_prompt == 1:
         yield Finding(
             location,
-            f"{ZERO_STD_FILTER} drops every group: with n_samples_per_prompt 1 a group's rewards are always equal",
+            f"{ZERO_STD_FILTER} has nothing to judge: with n_samples_per_prompt 1 a group's rewards have no spread",
             "n_samples_per_prompt of at least 2, or null for no filter",
         )
         return

@@ -1,11 +1,11 @@
-"""The JSON Schema of the config, for editors: generated from the models, committed as ``config/orchestrator.schema.json``.
+"""The JSON Schema of the config, for editors: generated from the models, committed in ``config/``.
 
 ``python -m orchestrator.config.schema FILE`` writes it; a test fails when the committed one is not what the models say.
 
 Invariants:
 
-* What loads is accepted by the schema (keys of the other form that are null apart). The schema accepts more: what a config promises as a whole (``proofs.py``) and
-  the syntax of weights are beyond it.
+* What loads is accepted by the schema (keys of the other form that are null apart). The schema accepts more: what a
+  config promises as a whole (``proofs.py``) and the syntax of weights are beyond it.
 """
 
 from __future__ import annotations

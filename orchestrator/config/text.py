@@ -39,7 +39,7 @@ MAX_DEPTH: Final = 50
 """Levels of nesting; the deepest key of the config stands on the fifth."""
 
 UNFIT: Final = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
-"""What the parser lets through from Python where a value is none of its type: a 13th month, ``!!bool x``, 5,000 digits."""
+"""What the parser lets through from Python where a value is none of its type: a 13th month, ``!!bool x``."""
 
 STRING_TAG: Final = "tag:yaml.org,2002:str"
 MERGE_TAG: Final = "tag:yaml.org,2002:merge"
@@ -116,7 +116,9 @@ def _parse(file: str, text: str) -> ConfigText:
     except YAMLError as error:
         raise _refusal(file, f"this is not YAML: {str(error).splitlines()[0]}") from error
     except UNFIT as error:
-        raise _refusal(file, f"a value does not fit its type: {error}", hint="put it in quotes if it is a text") from error
+        raise _refusal(
+            file, f"a value does not fit its type: {error}", hint="put it in quotes if it is a text"
+        ) from error
     except RecursionError:
         raise _too_deep(file) from None
     return ConfigText(file, data, walk.lines, walk.problems)
