@@ -30,6 +30,8 @@ BILLION_LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         (b"run:\n  name: caf\xe9\n", "{file}:2: byte 0xe9 is not UTF-8 (save the file as UTF-8)"),
         (b"run: !!python/object:os.system x\n", "{file}:1: this is not YAML: could not determine a constructor"),
         (b"run: \x01\n", "{file}: this is not YAML: unacceptable character"),
+        (b'a: 1\nb: ["\\ud83d\\ude00"]\n', "{file}:2: an escape stands for half a character (write \\UXXXXXXXX"),
+        (b'"\\ud83d": 1\n', "{file}:1: an escape stands for half a character"),
         (b"a: 2024-13-01\n", "{file}: a value does not fit its type: month must be in 1..12 (put it in quotes if"),
         (b"[" * 5000, "{file}: the file is nested more than 50 levels deep"),
         (b"a: " + b"[" * 60 + b"]" * 60, "{file}:1: the file is nested more than 50 levels deep"),

@@ -155,7 +155,9 @@ class _Walk:
             raise _refusal(self._file, f"the file stands for more than {MAX_NODES} values; are its aliases meant?")
         if depth > MAX_DEPTH:
             raise _too_deep(self._file, _line(node))
-        if isinstance(node, SequenceNode):
+        if isinstance(node, ScalarNode):
+            self._check_text(node)
+        elif isinstance(node, SequenceNode):
             for index, item in enumerate(node.value):
                 self.lines.setdefault((*at, index), _line(item))
                 self.visit(item, (*at, index), depth + 1)
@@ -173,12 +175,21 @@ class _Walk:
                 shown = key.value if isinstance(key, ScalarNode) else "a list or mapping"
                 self._report(at, key, f"the key {shown} is not text", "put it in quotes if it is meant")
                 continue
+            self._check_text(key)
             here = (*at, key.value)
             if key.value in seen:
                 self._report(here, key, f"the key stands here twice, first on line {seen[key.value]}", "keep one")
             seen.setdefault(key.value, _line(key))
             self.lines.setdefault(here, _line(key))
             self.visit(value, here, depth + 1)
+
+    def _check_text(self, node: ScalarNode) -> None:
+        r"""Refuse halves of characters (``"\ud800"``): such a text can be neither printed nor written anywhere."""
+        try:
+            node.value.encode()
+        except UnicodeEncodeError:
+            hint = r"write \UXXXXXXXX in place of a pair of \u escapes"
+            raise _refusal(self._file, "an escape stands for half a character", _line(node), hint) from None
 
     def _report(self, at: Location, node: Node, message: str, hint: str) -> None:
         self.problems.append(ConfigProblem(key_path(at), message, _line(node), hint))
