@@ -75,16 +75,17 @@ class DaemonProcess:
 
     def connect(self, **kwargs: Any) -> RolloutClient:
         """A client, once the daemon listens."""
+        assert self.process is not None
         deadline = time.monotonic() + START_DEADLINE_S
         while True:
+            client = RolloutClient(self.socket, connect_timeout_s=1.0, **kwargs)
             try:
-                return RolloutClient(self.socket, **kwargs).connect()
-            except (ConnectionLost, OSError):
-                assert self.process is not None
+                client.connect()
+            except ConnectionLost:
                 assert self.process.poll() is None, self.stderr
                 assert time.monotonic() < deadline, self.stderr
-                with suppress_timeout():
-                    self.process.wait(0.02)
+            else:
+                return client
 
     def signal(self, number: int) -> None:
         assert self.process is not None
@@ -115,14 +116,6 @@ class DaemonProcess:
     def log(self) -> list[dict[str, Any]]:
         """The log's lines."""
         return [json.loads(line) for line in (self.config.parent / "log.jsonl").read_text().splitlines()]
-
-
-@contextmanager
-def suppress_timeout() -> Iterator[None]:
-    try:
-        yield
-    except subprocess.TimeoutExpired:
-        pass
 
 
 @contextmanager

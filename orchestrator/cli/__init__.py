@@ -16,7 +16,13 @@ from cyclopts import App, CycloptsError
 from orchestrator import __version__
 from orchestrator.errors import AlreadyRunning, ConfigError, OrchestratorError
 
+from .check import check
+from .demo import demo
 from .exit_codes import BAD_CONFIG, FAILED, OK, TAKEN, USAGE
+from .live import drain, pause, resume, set_weight
+from .run import run
+from .status import status
+from .weights import weights
 
 __all__ = ["app", "main"]
 
@@ -29,23 +35,20 @@ app = App(
     result_action="return_value",
 )
 
-_COMMANDS = {
-    "run": ("run:run", "Example: orchestrator run config/minimal.yaml"),
-    "check": ("check:check", "Example: orchestrator check config/curriculum.yaml"),
-    "weights": (
-        "weights:weights",
-        "Example: orchestrator weights config/curriculum.yaml --steps 200 --plot weights.png",
-    ),
-    "status": ("status:status", "Example: orchestrator status --socket run/orchestrator.sock"),
-    "demo": ("demo:demo", "Example: orchestrator demo --batches 12"),
-    "set-weight": ("live:set_weight", "Example: orchestrator set-weight hard 'lambda step: min(1, step / 100)'"),
-    "pause": ("live:pause", "Example: orchestrator pause hard"),
-    "resume": ("live:resume", "Example: orchestrator resume hard"),
-    "drain": ("live:drain", "Example: orchestrator drain && kill $(orchestrator status --json | jq .run.pid)"),
+_EXAMPLES = {
+    run: "orchestrator run config/minimal.yaml",
+    check: "orchestrator check config/curriculum.yaml",
+    weights: "orchestrator weights config/curriculum.yaml --steps 200 --plot weights.png",
+    status: "orchestrator status --socket run/orchestrator.sock",
+    demo: "orchestrator demo --batches 12",
+    set_weight: "orchestrator set-weight hard 'lambda step: min(1, step / 100)'",
+    pause: "orchestrator pause hard",
+    resume: "orchestrator resume hard",
+    drain: "orchestrator drain --socket run/orchestrator.sock",
 }
 
-for _name, (_path, _example) in _COMMANDS.items():
-    app.command(f"orchestrator.cli.{_path}", name=_name, help_epilogue=_example)
+for _command, _example in _EXAMPLES.items():
+    app.command(_command, help_epilogue=f"Example: {_example}")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -106,7 +106,7 @@ def _folder(keep: Path | None) -> Iterator[Path]:
 
 
 def _write_config(path: Path, folder: Path, batches: int) -> dict[str, Any]:
-    """Write the config with state, socket and log of its own and ``batches`` batches; returns what the trainer needs."""
+    """Write the config with a folder and a number of batches of its own; returns what the trainer needs."""
     from orchestrator.config import load_config
 
     data = load_config(path).model_dump(mode="json")
@@ -155,7 +155,7 @@ def _last_words(folder: Path) -> str:
 
 
 def _connect(settings: dict[str, Any], process: subprocess.Popen[bytes]) -> RolloutClient:
-    """A client, once the daemon listens.
+    """A client of the daemon, once it listens.
 
     Raises:
         SystemExit: it ended, or took too long.
@@ -164,24 +164,16 @@ def _connect(settings: dict[str, Any], process: subprocess.Popen[bytes]) -> Roll
     from orchestrator.errors import ConnectionLost
 
     deadline = time.monotonic() + START_DEADLINE_S
-    while True:
+    while process.poll() is None and time.monotonic() < deadline:
+        client = RolloutClient(settings["socket"], client="demo trainer", connect_timeout_s=1.0)
         try:
-            return RolloutClient(settings["socket"], client="demo trainer").connect()
-        except (ConnectionLost, OSError) as error:
-            if process.poll() is not None:
-                raise SystemExit(f"the daemon ended with exit code {process.returncode}") from error
-            if time.monotonic() > deadline:
-                raise SystemExit(f"the daemon does not listen after {START_DEADLINE_S:g} s") from error
-            os.sched_yield()
-            process_wait(process, 0.05)
-
-
-def process_wait(process: subprocess.Popen[bytes], seconds: float) -> None:
-    """Wait for a process to end, at most so long."""
-    try:
-        process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        return
+            client.connect()
+        except ConnectionLost:
+            continue
+        return client
+    if process.poll() is None:
+        raise SystemExit(f"the daemon does not listen after {START_DEADLINE_S:g} s")
+    raise SystemExit(f"the daemon ended with exit code {process.returncode}")
 
 
 def _train(settings: dict[str, Any], process: subprocess.Popen[bytes], console: Console) -> dict[str, _Tally]:

@@ -7,7 +7,10 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-__all__ = ["Socket", "drain", "pause", "resume", "set_weight"]
+__all__ = ["CONNECT_TIMEOUT_S", "Socket", "drain", "pause", "resume", "set_weight"]
+
+CONNECT_TIMEOUT_S = 1.0
+"""A person asks about a daemon that runs; one that does not is said at once."""
 
 Socket = Annotated[
     Path | None,
@@ -37,8 +40,8 @@ def set_weight(source: str, weight: str, /, *, socket: Socket = None) -> None:
             value = float(weight)
         except ValueError:
             value = weight
-    with RolloutClient(socket, client="orchestrator set-weight") as client:
-        step = client.set_weight(source, value)
+    with RolloutClient(socket, connect_timeout_s=CONNECT_TIMEOUT_S, client="orchestrator set-weight") as client:
+        step = client.set_weight(source, value)["step"]
     print(f"{source}: {'the weight of the config file' if value is None else f'weight {weight}'} from step {step} on")
 
 
@@ -54,7 +57,7 @@ def pause(source: str, /, *, socket: Socket = None) -> None:
     """
     from orchestrator.client import RolloutClient
 
-    with RolloutClient(socket, client="orchestrator pause") as client:
+    with RolloutClient(socket, connect_timeout_s=CONNECT_TIMEOUT_S, client="orchestrator pause") as client:
         client.pause(source)
     print(f"{source} is paused")
 
@@ -71,7 +74,7 @@ def resume(source: str, /, *, socket: Socket = None) -> None:
     """
     from orchestrator.client import RolloutClient
 
-    with RolloutClient(socket, client="orchestrator resume") as client:
+    with RolloutClient(socket, connect_timeout_s=CONNECT_TIMEOUT_S, client="orchestrator resume") as client:
         client.resume(source)
     print(f"{source} takes part again")
 
@@ -86,6 +89,6 @@ def drain(*, socket: Socket = None) -> None:
     """
     from orchestrator.client import RolloutClient
 
-    with RolloutClient(socket, client="orchestrator drain") as client:
+    with RolloutClient(socket, connect_timeout_s=CONNECT_TIMEOUT_S, client="orchestrator drain") as client:
         client.drain()
     print("drained: everything in flight is parked; stop the daemon with SIGTERM when you like")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from .live import Socket
+from .live import CONNECT_TIMEOUT_S, Socket
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -30,7 +30,7 @@ def status(
     """
     from orchestrator.client import RolloutClient
 
-    with RolloutClient(socket, client="orchestrator status") as client:
+    with RolloutClient(socket, connect_timeout_s=CONNECT_TIMEOUT_S, client="orchestrator status") as client:
         report = client.status()
     if as_json:
         import json
