@@ -74,10 +74,8 @@ def _import_prefix(path: str, directory: Path) -> tuple[ModuleType, list[str]]:
         name = ".".join(parts[:count])
         if name not in sys.modules and not _exists(name, module):
             if module is None:
-                modules = (found.name for found in pkgutil.iter_modules([str(directory)]))
-                raise DottedPathError(
-                    f"{path}: there is no module {name} in {directory} or on Python's path{_near(name, modules)}"
-                )
+                near = _near(name, _modules_in([str(directory)]))
+                raise DottedPathError(f"{path}: there is no module {name} in {directory} or on Python's path{near}")
             return module, parts[count - 1 :]
         module = _import(path, name)
     if module is None:
@@ -117,8 +115,17 @@ def _not_found(path: str, module: ModuleType, holder: Any, before: list[str], na
     file = getattr(module, "__file__", None) or ", ".join(getattr(module, "__path__", ()))
     known = [known for known in dir(holder) if not known.startswith("_")]
     if isinstance(holder, ModuleType) and hasattr(holder, "__path__"):
-        known += [found.name for found in pkgutil.iter_modules(holder.__path__)]
+        known += _modules_in(holder.__path__)
     return DottedPathError(f"{path}: {where} ({file}) has nothing called {name}{_near(name, known)}")
+
+
+def _modules_in(directories: Iterable[str]) -> list[str]:
+    """Modules and packages that lie in some directories, packages without an ``__init__`` included."""
+    directories = list(directories)
+    folders = [
+        path.name for directory in directories for path in Path(directory).glob("*/") if path.name.isidentifier()
+    ]
+    return folders + [found.name for found in pkgutil.iter_modules(directories)]
 
 
 def _near(name: str, known: Iterable[str]) -> str:
