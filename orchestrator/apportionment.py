@@ -86,7 +86,7 @@ def apportion(
     counts = [0] * n
     if not any(poured):
         return Apportionment(tuple(counts), tuple(carry))
-    owed = [round(value * _UNITS_PER_GROUP) for value in carry]
+    owed = [int(value * _UNITS_PER_GROUP) for value in carry]
     _pour(owed, poured, size * _UNITS_PER_GROUP)
     cups = [i for i in range(n) if active[i]]
     _empty(owed, poured, counts, cups, limits, size)
@@ -105,7 +105,7 @@ def _check(
         raise ValueError(f"shares, carry, active and limits have one entry a source, not {lengths}")
     if size < 1:
         raise ValueError(f"a batch has at least 1 group, not {size}")
-    if not all(math.isfinite(share) and share >= 0.0 for share in shares):
+    if not (all(map(math.isfinite, shares)) and min(shares, default=0.0) >= 0.0):
         raise ValueError(f"shares are finite and at least 0, not {list(shares)}")
     if not all(map(math.isfinite, carry)):
         raise ValueError(f"carries are finite, not {list(carry)}")
@@ -121,7 +121,8 @@ def _pour(owed: list[int], shares: Sequence[float], units: int) -> None:
     largest = max(shares)
     scaled = [share / largest for share in shares]  # the sum of the shares themselves could overflow
     total = math.fsum(scaled)
-    parts = [round(units * (share / total)) for share in scaled]
+    units_per_share = units / total
+    parts = [round(units_per_share * share) for share in scaled]
     parts[scaled.index(1.0)] += units - sum(parts)
     for i, part in enumerate(parts):
         owed[i] += part
@@ -141,12 +142,13 @@ def _empty(
     rounds, and one where nothing is limited. A cup of share 0 has the whole groups of what it is owed as its limit, so
     that it does not stand in for exhausted sources.
     """
-    limits = [
-        limit if shares[i] > 0.0 else min(size if limit is None else limit, max(0, -(-owed[i] // _UNITS_PER_GROUP)))
-        for i, limit in enumerate(limits)
-    ]
+    limits = list(limits)
+    for i in cups:
+        if shares[i] == 0.0:
+            whole = max(0, -(-owed[i] // _UNITS_PER_GROUP))
+            limits[i] = min(whole, size if (limit := limits[i]) is None else limit)
+    cups = [i for i in cups if shares[i] > 0.0 or owed[i] > 0]
     while True:
-        cups = [i for i in cups if shares[i] > 0.0 or owed[i] > 0]
         taken = _take(owed, cups, size)
         over = [i for i in cups if (limit := limits[i]) is not None and taken[i] > limit]
         if not over:

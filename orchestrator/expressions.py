@@ -36,8 +36,7 @@ _Evaluate = Callable[[float], float]
 _Function = tuple[Callable[..., float], int, int]
 """A function with the least and the most arguments that it takes."""
 
-_ANY: Final = MAX_NODES
-"""As many arguments as fit into an expression."""
+_ANY: Final = MAX_NODES  # as many arguments as fit into an expression
 
 
 def _returning_float(function: Callable[..., Any]) -> Callable[..., float]:

@@ -59,17 +59,23 @@ class Weight:
         except Exception as error:
             message = f"{self.text} raised {type(error).__name__} at step {step}: {error}"
             raise WeightError(message) from error
-        return _checked(result, f"{self.text} at step {step} gives")
+        value = _usable(result)
+        if value is None:
+            raise WeightError(f"{self.text} at step {step} gives {str(result)[:60]}, {_EXPECTED}")
+        return value
 
 
-def _checked(result: Any, subject: str) -> float:
-    try:
-        value = math.nan if isinstance(result, str | bytes) else float(result)
-    except (TypeError, ValueError, OverflowError):
-        value = math.nan
-    if not (math.isfinite(value) and value >= 0.0):
-        raise WeightError(f"{subject} {str(result)[:60]}, a finite number of at least 0 is expected")
-    return value
+_EXPECTED: Final = "a finite number of at least 0 is expected"
+
+
+def _usable(result: Any) -> float | None:
+    """The weight that a function's result is; ``None`` if it is none. Text is not a number here."""
+    if type(result) is not float:
+        try:
+            result = math.nan if isinstance(result, str | bytes) else float(result)
+        except (TypeError, ValueError, OverflowError):
+            return None
+    return result if 0.0 <= result < math.inf else None
 
 
 def parse_weight(value: float | str, *, directory: Path | None = None) -> Weight:
@@ -97,7 +103,9 @@ def parse_weight(value: float | str, *, directory: Path | None = None) -> Weight
         number = math.inf
     except ValueError:
         return Weight(text, "function", _function_of_step(text, directory))
-    constant = _checked(number, "a weight is given as")
+    constant = _usable(number)
+    if constant is None:
+        raise WeightError(f"a weight is given as {number}, {_EXPECTED}")
     return Weight(text, "constant", lambda _: constant)
 
 
@@ -116,20 +124,12 @@ def _function_of_step(path: str, directory: Path | None) -> Callable[..., Any]:
     return function
 
 
-@dataclass(frozen=True, slots=True)
-class _Value:
-    """A weight's value at a step; ``None`` where there is neither one nor an earlier one."""
-
-    value: float | None
-    problem: str | None = None
-
-
 class WeightHistory:
     """One weight with the values it had; see the module's invariants for what stands in for a failure."""
 
     def __init__(self, weight: Weight) -> None:
         self.weight = weight
-        self._values: dict[int, _Value] = {}
+        self._values: dict[int, tuple[float | None, str | None]] = {}
 
     def at(self, step: int) -> tuple[float | None, str | None]:
         """The value in force at a step and, if the weight failed there, what was wrong.
@@ -142,19 +142,19 @@ class WeightHistory:
             if len(self._values) >= MAX_REMEMBERED_STEPS:
                 del self._values[next(iter(self._values))]
             self._values[step] = known
-        return known.value, known.problem
+        return known
 
-    def _evaluate(self, step: int) -> _Value:
+    def _evaluate(self, step: int) -> tuple[float | None, str | None]:
         try:
-            return _Value(self.weight(step))
+            return self.weight(step), None
         except WeightError as error:
-            return _Value(self._before(step), error.message)
+            return self._before(step), error.message
 
     def _before(self, step: int) -> float | None:
         """The value in force at the step before, looking back until there is one."""
         for earlier in range(step - 1, max(-1, step - 1 - MAX_LOOK_BACK_STEPS), -1):
             if (known := self._values.get(earlier)) is not None:
-                return known.value
+                return known[0]
             try:
                 return self.weight(earlier)
             except WeightError:
@@ -255,8 +255,8 @@ class WeightTable:
         """The weights at a step; ``active`` are the sources that take part, ``None`` for all."""
         raw: dict[str, float] = {}
         warnings: list[str] = []
-        for name in self.names:
-            value, problem = self._history(name).at(step)
+        for name, history in (self._configured | self._live).items():
+            value, problem = history.at(step)
             raw[name] = value or 0.0
             if problem is not None:
                 kept = "it counts as 0" if value is None else f"its last good value {value:g} is kept"

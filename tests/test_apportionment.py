@@ -217,6 +217,8 @@ def test_a_share_of_zero_gets_what_it_is_owed_and_no_more() -> None:
     assert apportion([1.0, 0.0], [0.0, 0.0], 9).counts == (9, 0)
     # Not even where the others owe a paused source more than they get.
     assert apportion([1.0, 0.0, 0.0], [-1.5, 0.0, 1.5], 1, active=[True, True, False]).counts == (1, 0, 0)
+    # A source of share 0 that was ahead stays as far ahead, also where it is the fullest.
+    assert apportion([1.0, 0.0, 0.0], [-1.5, -0.25, 1.75], 1, active=[True, True, False]).carry[1] == -0.25
     # Nor where the only source with a share is exhausted.
     assert apportion([1.0, 0.0], [-0.6, 0.6], 5, limits=[2, None]).counts == (2, 1)
 

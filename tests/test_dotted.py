@@ -71,7 +71,7 @@ def test_a_module_written_just_now_is_found(project: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("user_singel.f", r"there is no module user_singel in .*; did you mean user_single\?"),
+        ("user_singel.f", r"there is no module user_singel in .*; did you mean user_single"),
         ("user_single.g", r"user_single \(.*user_single.py\) has nothing called g"),
         ("user_project.scor.f", r"user_project \(.*\) has nothing called scor; did you mean score\?"),
         ("user_space.iner.weights.flat", r"user_space \(.*user_space\) has nothing called iner; did you mean inner\?"),
