@@ -148,6 +148,8 @@ class Batch:
         end = 0
         for size in self.group_sizes.tolist():
             begin, end = end, end + size
+            if not size:
+                continue
             rewards = advantages[begin:end]
             scale = float(rewards.std(ddof=ddof)) + eps if std and size > ddof else 1.0
             rewards -= rewards.mean()

@@ -167,9 +167,10 @@ class RolloutGroup:
         kind: str = self.frame.header.get("logprobs", "temperature")
         return kind
 
-    @cached_property
+    @property
     def samples(self) -> Sequence[RolloutSample]:
         """[n]."""
+        # New objects each time: kept ones would form a cycle with the group, and its memory would wait for the collector.
         return tuple(RolloutSample(self, i, header) for i, header in enumerate(self.frame.header["samples"]))
 
     @property

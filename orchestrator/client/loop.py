@@ -63,6 +63,7 @@ class BatchLoop:
         self._on_wait = on_wait
         self._ahead: BatchRequest | None = None
         self._in_hand: tuple[str, BatchRequest] | None = None  # lease, and what it came by
+        self._give_up_at: float | None = None  # set from a failure to the next batch
 
     async def next(self) -> Batch | None:
         """Acknowledge the batch in hand and wait for the next; ``None`` after the last.
@@ -82,6 +83,7 @@ class BatchLoop:
             batch, request = await self._persist(lambda: self._take(deadline))
         except RunFinished:
             return None
+        self._give_up_at = None
         self._in_hand = (batch.lease, request)
         if self._prefetch:
             self._ahead = await self._ask_ahead(request)
@@ -105,7 +107,7 @@ class BatchLoop:
     async def _take(self, deadline: float) -> tuple[Batch, BatchRequest]:
         """The batch that was asked for early, or one that is asked for now, waiting in slices."""
         request, self._ahead = self._ahead, None
-        if request is not None:
+        if request is not None and request.wire.is_open:
             try:
                 return await self._client.receive_batch(request), request
             except BatchTimeout:
@@ -123,20 +125,19 @@ class BatchLoop:
 
     async def _persist(self, operation: Callable[[], Awaitable[T]]) -> T:
         """The operation's value, across broken connections and a daemon that is being replaced."""
-        deadline: float | None = None
         while True:
             began = time.monotonic()
             try:
                 return await operation()
             except (ConnectionLost, RankInUse, ShuttingDown) as error:
-                if deadline is None and isinstance(error, RankInUse):
+                if self._give_up_at is None and isinstance(error, RankInUse):
                     raise  # somebody else's; after a broken connection it may be our own, which the daemon still sees
                 now = time.monotonic()
-                if deadline is None or now - began > self._reconnect_s:  # it worked for a good while in between
-                    deadline = now + self._reconnect_s
-                if now >= deadline:
+                if self._give_up_at is None or now - began > self._reconnect_s:  # it worked for long in between
+                    self._give_up_at = now + self._reconnect_s
+                if now >= self._give_up_at:
                     raise
-                await self._recover(error, deadline - now)
+                await self._recover(error, self._give_up_at - now)
 
     async def _recover(self, error: OrchestratorError, left: float) -> None:
         self._on_wait({"kind": "connection", "sentence": error.message, "sources": []})
