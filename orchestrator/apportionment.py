@@ -67,7 +67,7 @@ def apportion(
 
     Args:
         shares: [n], each finite and >= 0; normalised here over the active sources.
-        carry: [n], groups owed from the batches before; finite.
+        carry: [n], groups owed from the batches before; finite, cut to whole units if it is not from here.
         size: groups of the batch, at least 1.
         active: [n], whether a source takes part; ``None``: all do.
         limits: [n], the most groups that a source can give; ``None`` for no limit.

@@ -140,7 +140,7 @@ def launches(
     """
     there = buffered + in_flight
     acceptance = min(1.0, max(MIN_ACCEPTANCE, acceptance))
-    # The subtraction keeps 7 / 0.07 from becoming one more than 100 by rounding.
+    # The subtraction keeps 21 / 0.7 from becoming one more than 30 by rounding.
     needed_in_flight = math.ceil((wanted - buffered) / acceptance - 1e-9)
     count = max(0, needed_in_flight - in_flight)
     if bound is not None:

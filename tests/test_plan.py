@@ -121,7 +121,7 @@ def test_production_horizon(lookahead: int, max_staleness: int | None, horizon: 
         ({"wanted": 10, "buffered": 12}, LaunchOrder(0)),
         ({"wanted": 10, "acceptance": 0.5}, LaunchOrder(20)),
         ({"wanted": 10, "acceptance": 0.5, "buffered": 4, "in_flight": 4}, LaunchOrder(8)),
-        ({"wanted": 7, "acceptance": 0.07}, LaunchOrder(100)),
+        ({"wanted": 21, "acceptance": 0.7}, LaunchOrder(30)),
         ({"wanted": 10, "acceptance": 0.0}, LaunchOrder(200)),
         ({"wanted": 10, "bound": 6}, LaunchOrder(6)),
         ({"wanted": 10, "bound": 6, "next_count": 6}, LaunchOrder(6)),
