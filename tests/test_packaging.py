@@ -78,8 +78,8 @@ def test_the_wheel_has_the_package_whole_and_nothing_else(tmp_path: Path) -> Non
         (metadata,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
         described = archive.read(metadata).decode()
         licences = [name for name in archive.namelist() if name.endswith("licenses/LICENSE")]
-    there = {path.relative_to(ROOT).as_posix() for path in (ROOT / "orchestrator").rglob("*.py")}
-    assert there <= names
+    files = [path for path in (ROOT / "orchestrator").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    assert {path.relative_to(ROOT).as_posix() for path in files} <= names
     assert "orchestrator/py.typed" in names
     assert {name.partition("/")[0] for name in names} == {"orchestrator"}
     assert "License-Expression: Apache-2.0" in described
