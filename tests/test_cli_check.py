@@ -116,6 +116,21 @@ def test_what_may_be_meant_is_a_warning(run: Path, capsys: pytest.CaptureFixture
     assert "warning: b: 5 groups of the longest responses take 368,640 bytes, buffer.bytes is 100,000" in shown
 
 
+def test_what_fits_exactly_is_right(run: Path) -> None:
+    path = config(
+        run,
+        "[1, 1]",
+        """
+engine_defaults: {stall_s: 60, request_timeout_s: 60}
+""",
+    )
+    text = Path(path).read_text().replace("num_rollout: 40}", "num_rollout: 40, over_sampling_batch_size: 10}")
+    text = text.replace("{name: a, prompts: {path: ten.jsonl}", "{name: a, prompts: {path: ten.jsonl, epochs: 20}")
+    text = text.replace("{name: b, ", "{name: b, buffer: {groups: 5, bytes: 368640}, ")
+    Path(path).write_text(text)
+    assert main(["check", path]) == OK
+
+
 def test_nothing_is_written(run: Path) -> None:
     before = sorted(run.rglob("*"))
     path = config(run, "[1, 1]")

@@ -92,6 +92,8 @@ def test_a_picture_that_cannot_be_written(tmp_path: Path, capsys: pytest.Capture
 
 # -- in a process of its own ------------------------------------------------------------------------------------------
 
+# Buffered, as in a user's shell: unbuffered, a closed pipe shows at the write and never at exit.
+BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
 ORCHESTRATOR = [sys.executable, "-c", "import sys; from orchestrator.cli import main; sys.exit(main())"]
 
 
@@ -109,6 +111,24 @@ def test_without_matplotlib_the_extra_is_named(tmp_path: Path) -> None:
     assert "pip install 'rollout-orchestrator[plot]'" in ended.stderr
 
 
+def test_a_reader_that_is_gone_before_anything_is_written() -> None:
+    """As `| true` does; also of `check`, whose report is one small write."""
+    for command in (["check", CURRICULUM], ["weights", CURRICULUM, "--steps", "1"]):
+        read, write = os.pipe()
+        os.close(read)
+        ended = subprocess.run(
+            [*ORCHESTRATOR, *command],
+            cwd=ROOT,
+            env=BUFFERED,
+            stdout=write,
+            stderr=subprocess.PIPE,
+            timeout=30,
+            check=False,
+        )
+        os.close(write)
+        assert (ended.returncode, ended.stderr) == (OK, b"")
+
+
 @pytest.mark.parametrize("arguments", [["--json"], []])
 def test_a_reader_that_leaves_early_causes_no_traceback(arguments: list[str]) -> None:
     """As `| head -1` does; the output is larger than the pipe holds."""
@@ -116,6 +136,7 @@ def test_a_reader_that_leaves_early_causes_no_traceback(arguments: list[str]) ->
     with subprocess.Popen(
         [*ORCHESTRATOR, "weights", CURRICULUM, "--steps", "3000", *arguments],
         cwd=ROOT,
+        env=BUFFERED,
         stdout=write,
         stderr=subprocess.PIPE,
     ) as process:

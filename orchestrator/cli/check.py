@@ -8,6 +8,8 @@ Invariants:
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from orchestrator.config import Config
     from orchestrator.config.examine import Examination
 
-__all__ = ["check"]
+__all__ = ["check", "write_out"]
 
 
 def check(config: Path, /) -> int:
@@ -44,13 +46,27 @@ def check(config: Path, /) -> int:
     if found.findings:
         raise loaded.error(found.findings)
     console = Console(soft_wrap=True)
-    console.print(_sources(loaded.config, found))
-    for engine in loaded.config.engines:
-        console.print(f"engine {escape(str(engine.name))} ({engine.kind})")
-    for warning in found.warnings:
-        console.print(f"[yellow]warning:[/] {escape(warning)}")
-    console.print("[green]OK[/]")
+    with console.capture() as report:  # rich would end the process itself, with 1, on a closed pipe
+        console.print(_sources(loaded.config, found))
+        for engine in loaded.config.engines:
+            console.print(f"engine {escape(str(engine.name))} ({engine.kind})")
+        for warning in found.warnings:
+            console.print(f"[yellow]warning:[/] {escape(warning)}")
+        console.print("[green]OK[/]")
+    write_out(report.get())
     return OK
+
+
+def write_out(text: str) -> None:
+    """Write to standard output; a reader that has closed the pipe, as `| head` does, is no failure."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes once more at exit, and would end with 120: there must be something that takes what is left.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def _sources(config: Config, found: Examination) -> Table:

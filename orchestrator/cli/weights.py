@@ -3,13 +3,11 @@
 Invariants:
 
 * Counts are those of a run from step 0 on: ``--start`` leaves rows out, it does not change any.
-* Lines are written as they are made; a reader that closes the pipe ends the command quietly.
+* A reader that closes the pipe ends the command quietly.
 """
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
+from .check import write_out
 from .exit_codes import OK
 
 if TYPE_CHECKING:
@@ -24,8 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["weights"]
 
-MAX_STEPS = 1_000_000
-"""Last step that can be asked for; a minute of evaluating."""
+MAX_STEPS = 100_000
+"""Most steps, and the last first one, that can be asked for; a few seconds of evaluating."""
 
 
 def weights(
@@ -57,17 +56,12 @@ def weights(
         from .plot import draw_weights
 
         draw_weights(batches, names, plot, title=f"{config.stem}: share of each batch by source")
-    try:
-        if as_json:
-            _print_json(batches)
-        elif plot is None:
-            _print_table(batches, names)
-        else:
-            print(f"wrote {plot}")
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Python flushes standard output once more at exit; there must be something that takes it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if as_json:
+        write_out(_json_lines(batches))
+    elif plot is None:
+        write_out(_table(batches, names))
+    else:
+        write_out(f"wrote {plot}\n")
     return OK
 
 
@@ -89,15 +83,14 @@ def _batches(config: Path, start: int, steps: int) -> tuple[Sequence[str], Seque
     return loaded.config.source_names, plan_from_start(loaded.config, table, start + steps)[start:]
 
 
-def _print_json(batches: Sequence[PlannedBatch]) -> None:
+def _json_lines(batches: Sequence[PlannedBatch]) -> str:
     import orjson
 
-    for batch in batches:
-        line = {"step": batch.step, "weights": dict(batch.shares), "counts": dict(batch.counts)}
-        sys.stdout.write(orjson.dumps(line).decode() + "\n")
+    lines = [{"step": batch.step, "weights": batch.shares, "counts": batch.counts} for batch in batches]
+    return "".join(orjson.dumps(line).decode() + "\n" for line in lines)
 
 
-def _print_table(batches: Sequence[PlannedBatch], names: Sequence[str]) -> None:
+def _table(batches: Sequence[PlannedBatch], names: Sequence[str]) -> str:
     from rich.console import Console
     from rich.table import Table
 
@@ -112,4 +105,4 @@ def _print_table(batches: Sequence[PlannedBatch], names: Sequence[str]) -> None:
     console = Console()
     with console.capture() as capture:  # rich would end the process itself on a closed pipe
         console.print(table)
-    sys.stdout.write(capture.get())
+    return capture.get()
