@@ -10,6 +10,8 @@ Invariants:
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from typing import Any
 
 from cyclopts import App, CycloptsError
 
@@ -35,7 +37,7 @@ app = App(
     result_action="return_value",
 )
 
-_EXAMPLES = {
+_EXAMPLES: dict[Callable[..., Any], str] = {
     run: "orchestrator run config/minimal.yaml",
     check: "orchestrator check config/curriculum.yaml",
     weights: "orchestrator weights config/curriculum.yaml --steps 200 --plot weights.png",

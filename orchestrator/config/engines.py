@@ -85,9 +85,11 @@ class ScriptedEngine(Section):
     tokens_per_s: Annotated[float, Field(gt=0)] = Field(100.0, description="Tokens per second of one request.")
     first_token_s: NonNegativeSeconds = Field(0.02, description="Seconds until the first token.")
     length: Annotated[tuple[Count, Count], Field(strict=False)] | None = Field(
-        None, description="[shortest, longest] response in tokens; null: long-tailed up to max_new_tokens."
+        None, description="[shortest, longest] response in tokens, evenly drawn; null: always max_new_tokens."
     )
-    tail_sigma: Annotated[float, Field(ge=0, le=10)] = Field(1.0, description="Width of the tail of the lengths.")
+    tail_sigma: Annotated[float, Field(ge=0, le=10)] | None = Field(
+        None, description="Long-tailed lengths of this width: lognormal, around the middle of length; null: none."
+    )
     failure_rate: Probability = Field(0.0, description="Share of requests that end with an error of the server.")
     reset_rate: Probability = Field(0.0, description="Share of requests whose connection breaks half way.")
     hang_rate: Probability = Field(0.0, description="Share of requests that stop sending tokens and never end.")

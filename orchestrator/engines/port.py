@@ -55,8 +55,9 @@ class SamplingParams:
 class GenerationRequest:
     """One piece of one response.
 
-    ``tokens`` are the prompt and what was generated before; ``max_new_tokens`` counts this piece only and stands in
-    for that of ``sampling``; ``seed`` is this piece's own (``sampling.seed`` is not looked at).
+    ``tokens`` are the prompt and what was generated before, the last ``generated`` of them; ``max_new_tokens`` counts
+    this piece only and stands in for that of ``sampling``; ``seed`` is this piece's own (``sampling.seed`` is not
+    looked at). ``sample_index`` is the same for all pieces of a sample, ``attempt`` counts the requests for it, from 0.
     """
 
     request_id: str
@@ -64,6 +65,9 @@ class GenerationRequest:
     max_new_tokens: int
     sampling: SamplingParams
     seed: int | None = None
+    generated: int = 0
+    sample_index: int = 0
+    attempt: int = 0
 
 
 @dataclass(frozen=True, slots=True)

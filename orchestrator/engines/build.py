@@ -1,0 +1,34 @@
+"""From the options of a config to the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .port import Engine
+from .scripted import ScriptedEngine
+
+__all__ = ["build_engine"]
+
+
+def build_engine(options: Mapping[str, Any], *, workdir: Path) -> Engine:
+    """The engine of ``options["kind"]``; the other options are its keyword parameters.
+
+    Args:
+        options: with ``kind`` and ``name``.
+        workdir: where an engine of ours may put files.
+    """
+    rest = {key: value for key, value in options.items() if key != "kind"}
+    match options["kind"]:
+        case "llamacpp":
+            from .llamacpp import LlamaCppEngine
+
+            return LlamaCppEngine(**rest)
+        case "embedded":
+            from .embedded import EmbeddedEngine
+
+            return EmbeddedEngine(**rest, workdir=workdir)
+        case "scripted":
+            return ScriptedEngine(**rest)
+    raise ValueError(f"no engine of kind {options['kind']!r}")
