@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jsonschema
 import pytest
@@ -135,6 +137,19 @@ engines:
     assert config.logprobs_kind == "raw"
     assert [options["kind"] for options in config.engine_options()] == ["scripted", "llamacpp", "embedded"]
     assert config.engine_options()[0]["name"] == "scripted-0"
+
+
+@pytest.mark.parametrize("spec", [ScriptedEngine])
+def test_the_keys_of_an_engine_are_those_of_its_adapter(spec: Any) -> None:
+    kind = get_args(spec.model_fields["kind"].annotation)[0]
+    adapter = getattr(importlib.import_module(f"orchestrator.engines.{kind}"), spec.__name__)
+    parameters = inspect.signature(adapter).parameters
+    for key, field in spec.model_fields.items():
+        if key not in ("kind", "name"):
+            expected = inspect.Parameter.empty if field.is_required() else field.default
+            assert parameters[key].default == expected, key
+    given = {name for name, parameter in parameters.items() if parameter.default is inspect.Parameter.empty}
+    assert given <= {*spec.model_fields, "workdir"}
 
 
 def test_a_sources_sampling_is_laid_over_the_general_one(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 Invariants:
 
-* The keys of a kind are the keyword parameters of its adapter in ``orchestrator.engines``, with the same defaults.
+* The keys of a kind are keyword parameters of its adapter in ``orchestrator.engines``, with the same defaults.
 * ``name`` may be left out; ``named`` gives every engine of a run the name under which it appears in logs.
 """
 
@@ -88,16 +88,18 @@ class ScriptedEngine(Section):
         None, description="[shortest, longest] response in tokens, evenly drawn; null: always max_new_tokens."
     )
     tail_sigma: Annotated[float, Field(ge=0, le=10)] | None = Field(
-        None, description="Long-tailed lengths of this width: lognormal, around the middle of length; null: none."
+        None,
+        description="Width of a long tail: lengths are lognormal around the middle of length, or half of "
+        "max_new_tokens; null: no tail.",
     )
-    failure_rate: Probability = Field(0.0, description="Share of requests that end with an error of the server.")
+    failure_rate: Probability = Field(0.0, description="Share of requests that are answered as by a 503.")
     reset_rate: Probability = Field(0.0, description="Share of requests whose connection breaks half way.")
-    hang_rate: Probability = Field(0.0, description="Share of requests that stop sending tokens and never end.")
-    reject_rate: Probability = Field(0.0, description="Share of requests that are refused as wrong.")
+    hang_rate: Probability = Field(0.0, description="Share of requests that stop half way and never end.")
+    reject_rate: Probability = Field(0.0, description="Share of requests that are refused as by a 400.")
     delay_s: NonNegativeSeconds = Field(0.0, description="Seconds added before every answer.")
     time_scale: Annotated[float, Field(ge=0)] = Field(1.0, description="Factor on all times; 0: no waiting at all.")
     echo_rate: Probability = Field(
-        0.0, description="Share of responses that are the prompt's label, so that rewards vary."
+        0.0, description="Share of responses that answer the prompt: the sum of 12+30=, else its last word."
     )
     max_in_flight: InFlight = Field(64, description="Requests at a time.")
     name: EngineName | None = Field(None, description="Unique name in logs and status; null: scripted-POSITION.")
