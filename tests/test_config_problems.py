@@ -256,6 +256,15 @@ engines:
         "2: engines: engines give log-probabilities of different kinds, and sums is drawn at a temperature other than "
         "1, where they differ (the same logprobs for all engines, or temperature 1)",
     ),
+    "log-probabilities that the engine does not have": Wrong(
+        """
+sampling: {temperature: 0.7, top_p: 0.9}
+engines:
+  - {kind: llamacpp, url: "http://127.0.0.1:1"}
+""",
+        "3: engines[0]: it cannot give the log-probabilities that sums asks for: after temperature 0.7 and before "
+        "truncation (write logprobs: raw, or switch top_k, top_p and min_p off, or use temperature 1)",
+    ),
     # -- sources ------------------------------------------------------------------------------------------------------
     "no source": Wrong(
         """

@@ -16,7 +16,7 @@ from typing import Final
 from orchestrator.rewards.builtin import BUILT_IN_REWARDS
 
 from .document import Config
-from .engines import EmbeddedEngine, ScriptedEngine, logprobs_of
+from .engines import EmbeddedEngine, LlamaCppEngine, ScriptedEngine, logprobs_of
 from .findings import Finding
 
 __all__ = ["MAX_SOCKET_PATH_BYTES", "NOT_YET", "find_contradictions"]
@@ -158,6 +158,23 @@ def _logprobs_agree(config: Config) -> Iterator[Finding]:
         )
 
 
+def _logprobs_can_be_given(config: Config) -> Iterator[Finding]:
+    """After temperature, llama.cpp gives log-probabilities of the truncated distribution only; at 1 the raw ones do."""
+    asked = [p for p, engine in enumerate(config.engines) if isinstance(engine, LlamaCppEngine)]
+    asked = [p for p in asked if logprobs_of(config.engines[p]) == "temperature"]
+    for source in config.data_sources:
+        sampling = config.sampling_of(source.name)
+        truncates = sampling.top_k != 0 or sampling.top_p != 1 or sampling.min_p != 0
+        if truncates and sampling.temperature not in (0, 1):
+            for position in asked:
+                yield Finding(
+                    ("engines", position),
+                    f"it cannot give the log-probabilities that {source.name} asks for: after temperature "
+                    f"{sampling.temperature:g} and before truncation",
+                    "write logprobs: raw, or switch top_k, top_p and min_p off, or use temperature 1",
+                )
+
+
 def _engine_names_unique(config: Config) -> Iterator[Finding]:
     counts = Counter(engine.name for engine in config.engines)
     seen: set[str | None] = set()
@@ -227,6 +244,7 @@ PROOFS: Final[tuple[Callable[[Config], Iterator[Finding]], ...]] = (
     _context_fits_response,
     _some_engine_works,
     _logprobs_agree,
+    _logprobs_can_be_given,
     _engine_names_unique,
     _socket_can_be_bound,
     _socket_is_its_own,
