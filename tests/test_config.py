@@ -139,7 +139,7 @@ engines:
     assert config.engine_options()[0]["name"] == "scripted-0"
 
 
-@pytest.mark.parametrize("spec", [LlamaCppEngine, ScriptedEngine])
+@pytest.mark.parametrize("spec", [EmbeddedEngine, LlamaCppEngine, ScriptedEngine])
 def test_the_keys_of_an_engine_are_those_of_its_adapter(spec: Any) -> None:
     kind = get_args(spec.model_fields["kind"].annotation)[0]
     adapter = getattr(importlib.import_module(f"orchestrator.engines.{kind}"), spec.__name__)

@@ -260,9 +260,10 @@ engines:
         """
 sampling: {temperature: 0.7, top_p: 0.9}
 engines:
-  - {kind: llamacpp, url: "http://127.0.0.1:1"}
+  - {kind: scripted}
+  - {kind: embedded, context_tokens: 4096}
 """,
-        "3: engines[0]: it cannot give the log-probabilities that sums asks for: after temperature 0.7 and before "
+        "4: engines[1]: it cannot give the log-probabilities that sums asks for: after temperature 0.7 and before "
         "truncation (write logprobs: raw, or switch top_k, top_p and min_p off, or use temperature 1)",
     ),
     # -- sources ------------------------------------------------------------------------------------------------------

@@ -73,6 +73,11 @@ class EmbeddedEngine(Section):
     threads: Annotated[int, Field(ge=1, le=1024)] = Field(2, description="Threads that the server computes with.")
     max_in_flight: InFlight | None = Field(None, description="Requests at a time; null: one for each slot.")
     name: EngineName | None = Field(None, description="Unique name in logs and status; null: embedded-POSITION.")
+    logprobs: Logprobs = Field(
+        "temperature",
+        description="Distribution of the log-probabilities: temperature: after temperature and before truncation; "
+        "raw: the model's own.",
+    )
 
 
 class ScriptedEngine(Section):
@@ -126,8 +131,8 @@ def named(engines: Sequence[EngineSpec]) -> tuple[EngineSpec, ...]:
 
 
 def logprobs_of(engine: EngineSpec) -> Logprobs:
-    """Which log-probabilities an engine gives; those without the choice give them after temperature."""
-    return engine.logprobs if isinstance(engine, LlamaCppEngine) else "temperature"
+    """Which log-probabilities an engine gives; one without the choice gives them after temperature."""
+    return "temperature" if isinstance(engine, ScriptedEngine) else engine.logprobs
 
 
 def _default_name(engine: EngineSpec, position: int) -> str:
