@@ -4,8 +4,8 @@ Invariants:
 
 * A pause has an owner (a connection) and a deadline; it ends with the first of them, or by ``continue_generation``, and
   is not kept over a restart.
-* A weight that is set at run time is checked before it is recorded, is in force from the next batch that forms, and ends
-  with a warning when the file changes that weight.
+* A weight that is set at run time is checked before it is recorded, is in force from the next batch that forms, and
+  ends with a warning when the file changes that weight.
 * Draining parks everything in flight and is final for this process.
 """
 
@@ -105,7 +105,7 @@ class Control:
 
     def in_flight(self) -> int:
         """Generations under way."""
-        return sum(engine.in_flight for engine in self._pool.statistics())
+        return self._pool.in_flight
 
     def interrupt(self) -> int:
         """Cut what is in flight into partial rollouts; returns how many were cut."""
@@ -128,7 +128,8 @@ class Control:
             await self._pool.quiet()
             return 0
         raise BadRequest(
-            f"{self.in_flight()} generations did not finish within {timeout_s:g} s: use mode abort, or a longer timeout_s"
+            f"{self.in_flight()} generations did not finish within {timeout_s:g} s:"
+            " use mode abort, or a longer timeout_s"
         )
 
     def resume(self, owner: int | None) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 from .buffer import Place, StoredGroup
 from .errors import BadWorldSize, LeaseUnknown
 
-__all__ = ["Leases", "LeasedBatch", "Share", "split_batch"]
+__all__ = ["LeasedBatch", "Leases", "Share", "split_batch"]
 
 
 @dataclass(slots=True)

@@ -170,7 +170,7 @@ class RolloutGroup:
     @property
     def samples(self) -> Sequence[RolloutSample]:
         """[n]."""
-        # New objects each time: kept ones would form a cycle with the group, and its memory would wait for the collector.
+        # New objects each time: kept ones would form a cycle with the group, whose memory waits for the collector.
         return tuple(RolloutSample(self, i, header) for i, header in enumerate(self.frame.header["samples"]))
 
     @property

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .embedded import EmbeddedEngine
+from .llamacpp import LlamaCppEngine
 from .port import Engine
 from .scripted import ScriptedEngine
 
@@ -22,12 +24,8 @@ def build_engine(options: Mapping[str, Any], *, workdir: Path) -> Engine:
     rest = {key: value for key, value in options.items() if key != "kind"}
     match options["kind"]:
         case "llamacpp":
-            from .llamacpp import LlamaCppEngine
-
             return LlamaCppEngine(**rest)
         case "embedded":
-            from .embedded import EmbeddedEngine
-
             return EmbeddedEngine(**rest, workdir=workdir)
         case "scripted":
             return ScriptedEngine(**rest)
