@@ -193,7 +193,6 @@ class GroupRunner:
             self._settings.sampling,
             before_piece=self._forget_if_stale,
             after_piece=after_piece,
-            source=run.flight.source,
         )
 
     def _forget_if_stale(self, sample: Sample) -> None:

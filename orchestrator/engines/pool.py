@@ -1,21 +1,17 @@
-"""The engines as one: choice, deadlines, retries, interruption.
+"""The engines as one: their lives, their health, and who may use which.
 
 Invariants:
 
-* This is the one layer that retries. A sample is tried again, elsewhere where possible, with its tokens kept; after
-  ``max_retries`` failures in a row without a new token it has failed. A request that was refused (4xx) is not repeated.
-* Waiting for an engine to come up consumes no retries.
-* No token within ``stall_s``, or no end within ``request_timeout_s``, ends a request.
-* Tokens count under the policy version in force when they arrive.
-* :meth:`EnginePool.interrupt` ends requests, never samples: each goes on by itself once dispatch is open.
+* Waiting for an engine to come up consumes no retries: a request is sent only to an engine whose last probe succeeded.
+* All engines of a run share a vocabulary; one that does not stops the daemon.
+* :meth:`EnginePool.interrupt` ends requests, never samples (``generation.py``).
 """
 
 from __future__ import annotations
 
 import random
-import zlib
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 import anyio
@@ -23,10 +19,11 @@ from anyio.abc import TaskStatus
 from structlog.typing import FilteringBoundLogger
 
 from orchestrator.broadcast import Broadcast
-from orchestrator.errors import EngineError, EngineRejected, EngineStalled, EngineUnavailable, GenerationFailed
-from orchestrator.records import Message, Sample, SampleStatus
+from orchestrator.errors import EngineError, EngineStalled, EngineUnavailable
+from orchestrator.records import Message, Sample
 
-from .port import Engine, GenerationEnd, GenerationRequest, SamplingParams
+from .generation import Flights, Generation, GenerationSettings, backoff
+from .port import Engine, SamplingParams
 from .slots import Member, Slots
 
 __all__ = ["EnginePool", "EngineStatistics"]
@@ -42,9 +39,6 @@ DOWN_CHECK_INTERVAL_S: Final = 1.0
 PROBE_DEADLINE_S: Final = 5.0
 AUXILIARY_DEADLINE_S: Final = 60.0
 """For tokenising: short, but it shares the server with long generations."""
-
-FIRST_BACKOFF_S: Final = 0.1
-MAX_BACKOFF_S: Final = 5.0
 
 PROBE_TEXT: Final = "The quick brown fox, 1234567890 Größe 東京 🙂\n\t<|x|>"
 """Engines whose token ids differ on this text do not share a vocabulary."""
@@ -65,30 +59,6 @@ class EngineStatistics:
     tokens: int
     last_error: str | None
     model: str | None
-
-
-@dataclass(slots=True, eq=False)
-class _Flight:
-    """One request under way; its scope ends it, ``was_interrupted`` says that we meant to."""
-
-    scope: anyio.CancelScope
-    was_interrupted: bool = False
-
-    def interrupt(self) -> None:
-        """End the request; the sample goes on later."""
-        self.was_interrupted = True
-        self.scope.cancel()
-
-
-@dataclass(slots=True)
-class _Progress:
-    """What is known of a sample beyond the sample: for retries, seeds and its text."""
-
-    failures: int = 0
-    attempt: int = 0
-    text: list[str] = field(default_factory=list)
-    text_is_whole: bool = True
-    last: Member | None = None
 
 
 class EnginePool:
@@ -121,17 +91,19 @@ class EnginePool:
     ) -> None:
         self._members = [Member(engine) for engine in engines]
         self._slots = Slots(self._members)
-        self._request_timeout_s = request_timeout_s
-        self._stall_s = stall_s
-        self._max_retries = max_retries
-        self._chunk_tokens = chunk_tokens
-        self._keep_partials = keep_partials
-        self._policy_version = policy_version
-        self._seed = seed
+        self._settings = GenerationSettings(
+            request_timeout_s=request_timeout_s,
+            stall_s=stall_s,
+            max_retries=max_retries,
+            chunk_tokens=chunk_tokens,
+            keep_partials=keep_partials,
+            seed=seed,
+            policy_version=policy_version,
+        )
         self._jitter = random.Random(seed)  # noqa: S311 - no secrets here
         self._log = log
-        self._flights: set[_Flight] = set()
         self._changed = Broadcast()
+        self._flights = Flights(self._changed)
         self._probe_tokens: tuple[str, list[int]] | None = None
 
     # -- supervision ---------------------------------------------------------------------------------------------------
@@ -209,7 +181,6 @@ class EnginePool:
         *,
         before_piece: Callable[[Sample], None] | None = None,
         after_piece: Callable[[Sample], Awaitable[None]] | None = None,
-        source: str = "",
     ) -> None:
         """Extend a sample until it is finished; cancellation keeps what arrived.
 
@@ -219,173 +190,23 @@ class EnginePool:
             sampling: how tokens are drawn; ``max_new_tokens`` counts the whole response.
             before_piece: called before each request; may clear the sample.
             after_piece: awaited after each request that did not finish the sample.
-            source: for messages.
 
         Raises:
             GenerationFailed: retries are used up, or the engine refused the request (then caused by
                 ``EngineRejected``).
         """
-        progress = _Progress()
-        if sample.tokens:
-            self._count_piece(sample)
-            progress.text_is_whole = False
-        while not sample.is_finished:
-            if before_piece is not None:
-                before_piece(sample)
-            if not sample.tokens:
-                progress.text, progress.text_is_whole = [], True
-            if len(sample.tokens) >= sampling.max_new_tokens:
-                sample.status, sample.finish_reason = SampleStatus.TRUNCATED, "length"
-                break
-            await self._step(sample, prompt_tokens, sampling, progress)
-            if not sample.is_finished and after_piece is not None:
-                await after_piece(sample)
-        sample.text = await self._text(sample, sampling, progress)
-
-    async def _step(
-        self, sample: Sample, prompt_tokens: Sequence[int], sampling: SamplingParams, progress: _Progress
-    ) -> None:
-        """One request; afterwards the sample is finished, or longer, or one failure nearer to its end."""
-        before = len(sample.tokens)
-        member = await self._slots.acquire(progress.last, is_continued=before > 0)
-        request = self._request(sample, prompt_tokens, sampling, progress)
-        progress.attempt += 1
-        flight = _Flight(anyio.CancelScope())
-        try:
-            end = await self._exchange(member, flight, request, sample, progress)
-        except EngineRejected as error:
-            member.health.request_succeeded()
-            member.failed += 1
-            raise GenerationFailed(f"sample {sample.index} was refused: {error.message}") from error
-        except (EngineUnavailable, EngineStalled) as error:
-            await self._failed(member, error, sample, progress, had_progress=len(sample.tokens) > before)
-            return
-        finally:
-            self._slots.release(member)
-        if flight.was_interrupted or end is None:
-            self._interrupted(member, sample)
-        elif end.reason == "abort" and len(sample.tokens) == before:
-            error = EngineUnavailable(member.engine.name, "it ended a request without a token and without being asked")
-            await self._failed(member, error, sample, progress, had_progress=False)
-        else:
-            self._ended(member, end, request, sample, sampling, progress)
-
-    def _request(
-        self, sample: Sample, prompt_tokens: Sequence[int], sampling: SamplingParams, progress: _Progress
-    ) -> GenerationRequest:
-        remaining = sampling.max_new_tokens - len(sample.tokens)
-        seed = self._seed if sampling.seed is None else sampling.seed
-        key = f"{seed}/{sample.index}/{len(sample.tokens)}/{progress.attempt}".encode()
-        return GenerationRequest(
-            request_id=f"{sample.index}-{len(sample.tokens)}-{progress.attempt}",
-            tokens=[*prompt_tokens, *sample.tokens],
-            max_new_tokens=min(remaining, self._chunk_tokens or remaining),
+        generation = Generation(
+            sample=sample,
+            prompt_tokens=prompt_tokens,
             sampling=sampling,
-            seed=zlib.crc32(key),
-            generated=len(sample.tokens),
-            sample_index=sample.index,
-            attempt=progress.attempt,
+            settings=self._settings,
+            slots=self._slots,
+            flights=self._flights,
+            detokenize=self.detokenize,
+            jitter=self._jitter,
+            log=self._log,
         )
-
-    async def _exchange(
-        self, member: Member, flight: _Flight, request: GenerationRequest, sample: Sample, progress: _Progress
-    ) -> GenerationEnd | None:
-        """Send a request and collect its tokens; ``None`` if it was interrupted.
-
-        Raises:
-            EngineStalled: by its deadlines; or what the engine raises.
-        """
-        last_moment = anyio.current_time() + self._request_timeout_s
-
-        def sink(tokens: Sequence[int], logprobs: Sequence[float] | None, text: str) -> None:
-            sample.extend(tokens, logprobs, self._policy_version())
-            progress.text.append(text)
-            member.tokens += len(tokens)
-            flight.scope.deadline = min(last_moment, anyio.current_time() + self._stall_s)
-
-        flight.scope.deadline = min(last_moment, anyio.current_time() + self._stall_s)
-        self._flights.add(flight)
-        try:
-            with flight.scope:
-                return await member.engine.generate(request, sink)
-        finally:
-            self._flights.discard(flight)
-            self._changed.notify()
-        if flight.was_interrupted:
-            return None
-        member.stalled += 1
-        if anyio.current_time() >= last_moment:
-            raise EngineStalled(member.engine.name, f"no end of a request within {self._request_timeout_s:g} s")
-        raise EngineStalled(member.engine.name, f"no token for {self._stall_s:g} s")
-
-    def _interrupted(self, member: Member, sample: Sample) -> None:
-        member.interrupted += 1
-        member.health.request_succeeded()
-        if self._keep_partials:
-            if sample.tokens:
-                self._count_piece(sample)
-        else:
-            sample.clear()
-
-    async def _failed(
-        self, member: Member, error: EngineError, sample: Sample, progress: _Progress, *, had_progress: bool
-    ) -> None:
-        """Note a failure and wait a little; the next request goes elsewhere if it can.
-
-        Raises:
-            GenerationFailed: it was one too many.
-        """
-        member.failed += 1
-        if member.health.request_failed(error.message):
-            self._log.warning(f"engine {member.engine.name} is down after failures in a row: {error.message}")
-        progress.failures = 1 if had_progress else progress.failures + 1
-        progress.last = None
-        if progress.failures > self._max_retries:
-            raise GenerationFailed(
-                f"sample {sample.index} failed {progress.failures} times without a new token, last: {error.message}"
-            ) from error
-        if sample.tokens:
-            self._count_piece(sample)
-            progress.text_is_whole = False
-        ceiling = min(MAX_BACKOFF_S, FIRST_BACKOFF_S * 2**progress.failures)
-        await anyio.sleep(self._jitter.uniform(0, ceiling))
-
-    def _ended(
-        self,
-        member: Member,
-        end: GenerationEnd,
-        request: GenerationRequest,
-        sample: Sample,
-        sampling: SamplingParams,
-        progress: _Progress,
-    ) -> None:
-        member.completed += 1
-        member.health.request_succeeded()
-        progress.last = member
-        gained = len(sample.tokens) - request.generated
-        progress.failures = 0 if gained else progress.failures
-        progress.text_is_whole = progress.text_is_whole and end.text_complete and request.generated == 0
-        if end.reason == "abort":
-            self._count_piece(sample)
-        elif end.reason == "stop":
-            sample.status, sample.finish_reason = SampleStatus.COMPLETED, "stop"
-        elif gained < request.max_new_tokens or len(sample.tokens) >= sampling.max_new_tokens:
-            sample.status, sample.finish_reason = SampleStatus.TRUNCATED, "length"
-
-    @staticmethod
-    def _count_piece(sample: Sample) -> None:
-        """The sample goes on after an interruption or a failure."""
-        sample.metadata["pieces"] = sample.metadata.get("pieces", 1) + 1
-
-    async def _text(self, sample: Sample, sampling: SamplingParams, progress: _Progress) -> str:
-        if progress.text_is_whole:
-            return "".join(progress.text)
-        try:
-            text = await self.detokenize(sample.tokens)
-        except EngineError as error:
-            raise GenerationFailed(f"sample {sample.index} could not be detokenised: {error.message}") from error
-        cuts = [at for stop in sampling.stop if (at := text.find(stop)) >= 0]
-        return text[: min(cuts)] if cuts else text
+        await generation.run(before_piece, after_piece)
 
     # -- text and tokens -----------------------------------------------------------------------------------------------
 
@@ -414,15 +235,15 @@ class EnginePool:
                     return await call(member.engine)
             except TimeoutError as error:
                 problem = f"no answer within {AUXILIARY_DEADLINE_S:g} s"
-                if failures >= self._max_retries:
+                if failures >= self._settings.max_retries:
                     raise EngineStalled(member.engine.name, problem) from error
             except EngineUnavailable as error:
                 problem = error.message
-                if failures >= self._max_retries:
+                if failures >= self._settings.max_retries:
                     raise
             member.health.request_failed(problem)
             failures += 1
-            await anyio.sleep(self._jitter.uniform(0, min(MAX_BACKOFF_S, FIRST_BACKOFF_S * 2**failures)))
+            await anyio.sleep(backoff(self._jitter, failures))
 
     async def _any_up(self) -> Member:
         while True:
@@ -436,10 +257,7 @@ class EnginePool:
 
     def interrupt(self) -> int:
         """End every request under way; the samples go on by themselves. Returns how many there were."""
-        flights = list(self._flights)
-        for flight in flights:
-            flight.interrupt()
-        return len(flights)
+        return self._flights.interrupt()
 
     def pause(self) -> None:
         """Send no requests until :meth:`resume`."""
@@ -452,8 +270,7 @@ class EnginePool:
 
     async def quiet(self) -> None:
         """Return when no request is under way; the caller sets a deadline."""
-        while self._flights:
-            await self._changed.next().wait()
+        await self._flights.quiet()
 
     # -- what is said --------------------------------------------------------------------------------------------------
 
