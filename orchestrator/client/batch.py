@@ -19,7 +19,6 @@ from typing import Any, Literal
 import numpy as np
 
 from orchestrator.errors import FrameError
-from orchestrator.frames import parse_prefix
 
 from .buffers import Bytes
 from .groups import Array, RolloutGroup, RolloutSample
@@ -70,7 +69,7 @@ class Batch:
         weights, counts = result.get("weights", {}), result.get("counts", {})
         if not isinstance(weights, dict) or not isinstance(counts, dict):
             raise FrameError("`weights` and `counts` of a batch are objects")
-        groups = [] if payload is None else _cut(payload.data)
+        groups = [] if payload is None else RolloutGroup.from_frames(payload.data)
         if len(groups) != result.get("groups"):
             raise FrameError(f"{result.get('groups')} groups were announced, {len(groups)} came")
         return cls(lease=lease, step=step, policy_version=version, weights=weights, counts=counts, groups=groups)
@@ -236,15 +235,3 @@ class Batch:
 
     def __repr__(self) -> str:
         return f"<Batch of step {self.step}: {len(self.groups)} groups, lease {self.lease}>"
-
-
-def _cut(payload: memoryview) -> list[RolloutGroup]:
-    """The group frames of a payload, by their prefixes alone."""
-    groups, position = [], 0
-    while position < len(payload):
-        end = position + parse_prefix(payload[position : position + 16]).frame_bytes
-        if end > len(payload):
-            raise FrameError(f"a group frame of {end - position} bytes is cut off after {len(payload) - position}")
-        groups.append(RolloutGroup(payload[position:end]))
-        position = end
-    return groups

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from orchestrator.errors import FrameError
-from orchestrator.frames import GroupFrame
+from orchestrator.frames import PREFIX_BYTES, GroupFrame, parse_prefix
 from orchestrator.records import NO_VERSION, SampleStatus, Versions
 
 from .checks import check_group
@@ -115,6 +115,22 @@ class RolloutGroup:
 
     def __init__(self, frame: memoryview) -> None:
         self._bytes = frame
+
+    @classmethod
+    def from_frames(cls, payload: bytes | bytearray | memoryview) -> list[RolloutGroup]:
+        """The groups of a payload, told apart by their prefixes alone.
+
+        Raises:
+            FrameError: these are not group frames, one after the other.
+        """
+        view, groups, begin = memoryview(payload), [], 0
+        while begin < len(view):
+            end = begin + parse_prefix(view[begin : begin + PREFIX_BYTES]).frame_bytes
+            if end > len(view):
+                raise FrameError(f"a group frame of {end - begin} bytes is cut off after {len(view) - begin}")
+            groups.append(cls(view[begin:end]))
+            begin = end
+        return groups
 
     @cached_property
     def frame(self) -> GroupFrame:
