@@ -86,7 +86,9 @@ class LlamaCppEngine:
     def _http(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=self.max_in_flight + SPARE_CONNECTIONS),
+                # A connection a request: the server ends idle ones after 5 s or 100 requests, which a request that is
+                # just being sent on one would take for a failure, and an idle one holds one of its few threads.
+                connector=aiohttp.TCPConnector(limit=self.max_in_flight + SPARE_CONNECTIONS, force_close=True),
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._connect_timeout_s),
             )
         return self._session
