@@ -428,6 +428,15 @@ def test_cancel_gives_a_request_up_or_its_batch_back(tmp_path: Path) -> None:
         assert client.get_batch().step == 2
 
 
+def test_a_batch_that_was_parked_and_is_given_up_is_given_back(tmp_path: Path) -> None:
+    with stub_daemon(tmp_path, 2) as daemon, RolloutClient(daemon.path) as client:
+        first, second = client.request_batch(), client.request_batch()
+        assert client.receive_batch(second).step == 1  # the answer to the first came before it
+        client.cancel(first)
+        daemon.wait_until(lambda: daemon.given_back == [0])
+        assert client.get_batch().step == 0
+
+
 def test_two_threads_in_one_client_are_told(tmp_path: Path) -> None:
     with stub_daemon(tmp_path, 1) as daemon, RolloutClient(daemon.path) as client:
         client._core._wire._is_reading = True  # as another thread would leave it

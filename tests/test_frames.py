@@ -330,10 +330,11 @@ def test_what_does_not_add_up_is_a_frame_error(change: dict[str, Any]) -> None:
         read_everything(with_header(change))
 
 
+@pytest.mark.parametrize("name", ["response_offsets", "text_offsets"])
 @pytest.mark.parametrize("offsets", [[0, 4, 3], [0, 8, 7], [1, 3, 7], [0, -1, 7], [0, 3, 6]])
-def test_offsets_that_do_not_rise_are_a_frame_error(offsets: list[int]) -> None:
+def test_offsets_that_do_not_rise_are_a_frame_error(name: str, offsets: list[int]) -> None:
     data = bytearray(WHOLE)
-    GroupFrame(data).column("response_offsets")[:] = np.array(offsets)
+    GroupFrame(data).column(name)[:] = np.array(offsets)
     with pytest.raises(FrameError):
         read_everything(data)
 

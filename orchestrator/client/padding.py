@@ -40,7 +40,7 @@ def pad(batch: Batch, pad_token_id: int, max_len: int | None, side: str, loss_ma
     attention = (column >= 0) & (column < lengths[:, None])
     response = attention & (column >= prompts[:, None])
     # Row-major order of `response` is the order of the flat arrays, without the tokens that were cut off.
-    kept = _kept(responses, lengths - np.minimum(prompts, width))
+    kept = _kept(responses, lengths - prompts)
 
     arrays = {
         "tokens": _tokens(batch, attention, response, kept, pad_token_id),
@@ -61,7 +61,7 @@ def pad(batch: Batch, pad_token_id: int, max_len: int | None, side: str, loss_ma
 
 
 def _kept(lengths: Array, kept: Array) -> Array:
-    """[T] bool: of runs of ``lengths``, the first ``kept`` of each."""
+    """[T] bool: of runs of ``lengths``, the first ``kept`` of each; none where that is negative."""
     starts = np.cumsum(lengths) - lengths
     position = np.arange(int(lengths.sum())) - np.repeat(starts, lengths)
     mask: Array = position < np.repeat(kept, lengths)
