@@ -22,7 +22,7 @@ from structlog.typing import FilteringBoundLogger
 
 from .broadcast import Broadcast
 from .engines import EnginePool
-from .errors import BadRequest
+from .errors import BadRequest, BatchTimeout
 from .events import WeightSet
 from .ledger import Journal, Ledger
 from .weights import WeightTable, parse_weight
@@ -115,7 +115,8 @@ class Control:
         """Close dispatch and return when the engines are quiet.
 
         Raises:
-            BadRequest: another connection holds a pause, or ``finish`` took longer than ``timeout_s``.
+            BadRequest: another connection holds a pause.
+            BatchTimeout: the engines were not quiet within ``timeout_s``, which ends the pause too.
         """
         if self._pause is not None and self._pause.owner != owner:
             raise BadRequest("another connection has paused generation; it ends with that connection or its deadline")
@@ -127,7 +128,7 @@ class Control:
         with anyio.move_on_after(timeout_s):
             await self._pool.quiet()
             return 0
-        raise BadRequest(
+        raise BatchTimeout(
             f"{self.in_flight()} generations did not finish within {timeout_s:g} s:"
             " use mode abort, or a longer timeout_s"
         )

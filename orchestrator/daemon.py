@@ -327,6 +327,9 @@ class Daemon:
             )
 
     def _batch_formed(self, batch: LeasedBatch) -> None:
+        row = self._mixer.table.at(batch.step)
+        for warning in (*row.warnings, *self._caps.warnings(batch.step)):
+            self._log.warning(warning)
         self._logs.step(self._metrics.report(batch))
 
     def _cause(self, why: Waiting | Shortage | None) -> dict[str, Any]:

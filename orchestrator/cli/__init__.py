@@ -9,6 +9,7 @@ Invariants:
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -57,6 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     try:
         result = app(arguments, exit_on_error=False, print_error=True)
+        sys.stdout.flush()
     except CycloptsError:
         return USAGE
     except ConfigError as error:
@@ -68,7 +70,12 @@ def main(arguments: list[str] | None = None) -> int:
     except OrchestratorError as error:
         print(f"orchestrator: {error}", file=sys.stderr)
         return FAILED
-    except BrokenPipeError:  # the reader of our output has gone, as `| head` does
-        sys.stderr.close()
-        return OK
+    except BrokenPipeError:
+        return _reader_gone()
     return result if isinstance(result, int) else OK
+
+
+def _reader_gone() -> int:
+    """The reader of our output has gone, as `| head` does: what Python still holds of it goes nowhere, quietly."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return OK

@@ -9,6 +9,7 @@ Invariants:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, cast
 
@@ -28,6 +29,9 @@ from .desk import Handout, LeaseDesk, Waiting
 __all__ = ["ConsumerService", "GenerationControl"]
 
 PROTOCOL = 1
+
+WRITE_PATIENCE_S = 5.0
+"""A batch that is formed is worth this wait for the disk, however short the trainer's own deadline is."""
 
 STATUS_WRITE_DEADLINE_S = 1.0
 """A status answer waits this long for what it reports to be written; a failing disk must not hide the status."""
@@ -165,28 +169,34 @@ class ConsumerService:
         )
 
     async def _get_batch(self, connection: Connection, params: m.GetBatch) -> Answer:
-        why: Waiting | Shortage | None = None
-        with anyio.move_on_after(params.timeout_s):
-            while True:
-                changed = self._changed.next()
-                got = self._desk.claim(connection.holder, params.rank, params.world_size)
-                if isinstance(got, Handout):
-                    return await self._hand_out(got)
-                if isinstance(got, Finished):
-                    raise RunFinished(f"the run ended after {got.step} batches", data={"leftover": got.leftover})
-                if self._control.is_draining:
-                    raise ShuttingDown("the daemon is draining and forms no more batches")
-                why = got
+        limit = math.inf if params.timeout_s is None else params.timeout_s
+        deadline = anyio.current_time() + limit
+        while True:
+            changed = self._changed.next()
+            got = self._desk.claim(connection.holder, params.rank, params.world_size)
+            if isinstance(got, Handout):
+                return await self._hand_out(got, deadline)
+            if isinstance(got, Finished):
+                raise RunFinished(f"the run ended after {got.step} batches", data={"leftover": got.leftover})
+            if self._control.is_draining:
+                raise ShuttingDown("the daemon is draining and forms no more batches")
+            with anyio.CancelScope(deadline=deadline) as waiting:
                 await changed.wait()
-        cause = self._cause(why)
-        raise BatchTimeout(f"no batch within {params.timeout_s:g} s: {cause['sentence']}", data={"cause": cause})
+            if waiting.cancelled_caught:
+                raise self._timeout(limit, got)
 
-    async def _hand_out(self, handout: Handout) -> Answer:
+    async def _hand_out(self, handout: Handout, deadline: float) -> Answer:
+        """The answer, once the lease is written; the share is free again if that takes too long."""
+        patience = max(deadline, anyio.current_time() + WRITE_PATIENCE_S)
         try:
-            await self._journal.written()
+            with anyio.CancelScope(deadline=patience) as writing:
+                await self._journal.written()
         except BaseException:
             self._desk.release(handout)
             raise
+        if writing.cancelled_caught:
+            self._desk.release(handout)
+            raise self._timeout(patience - deadline, None)
         batch, groups = handout.batch, handout.share.groups
         result = {
             "lease": handout.lease,
@@ -197,6 +207,10 @@ class ConsumerService:
             "groups": len(groups),
         }
         return Answer(result, [g.frame for g in groups], undo=lambda: self._desk.release(handout))
+
+    def _timeout(self, seconds: float, why: Waiting | Shortage | None) -> BatchTimeout:
+        cause = self._cause(why)
+        return BatchTimeout(f"no batch within {seconds:g} s: {cause['sentence']}", data={"cause": cause})
 
     async def _ack(self, _: Connection, params: m.Ack) -> Answer:
         self._desk.ack(params.lease)

@@ -62,6 +62,10 @@ def read_snapshot(directory: Path, number: int) -> dict[str, Any]:
     return value
 
 
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
 async def write_snapshot(directory: Path, number: int, data: bytes) -> None:
     """Write the JSON text ``data`` as snapshot ``number`` and remove those that are no longer kept.
 
@@ -69,7 +73,7 @@ async def write_snapshot(directory: Path, number: int, data: bytes) -> None:
         OSError: the disk failed; older snapshots are untouched.
     """
     temporary = directory / f"snapshot-{number:08d}.tmp"
-    async with aiofiles.open(temporary, "wb") as file:
+    async with aiofiles.open(temporary, "wb", opener=_private) as file:
         await file.write(b"%b %d %08x %d\n" % (MAGIC, FORMAT, google_crc32c.value(data), len(data)))
         await file.write(data)
         await file.flush()
