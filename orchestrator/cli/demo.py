@@ -212,7 +212,7 @@ def _progress(tallies: dict[str, _Tally], batch: Batch, batches: int) -> Table:
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, title=f"batch {batch.step + 1} of {batches}", title_justify="left")
-    for column in ("source", "weight", "groups in this batch", "", "mean reward so far", "mean tokens so far"):
+    for column in ("source", "weight", "groups", "", "mean reward", "mean tokens"):
         table.add_column(column, justify="left" if column in ("source", "") else "right")
     for name, tally in tallies.items():
         table.add_row(
