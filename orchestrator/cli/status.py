@@ -127,7 +127,7 @@ def _engines(report: dict[str, Any]) -> RenderableType:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("engine", style="bold", no_wrap=True)
     table.add_column("state")
-    for column in ("in flight", "completed", "failed", "stalled", "tokens"):
+    for column in ("in flight", "done", "failed", "stalled", "tokens"):
         table.add_column(column, justify="right")
     table.add_column("last error", no_wrap=False)
     for engine in report["engines"]:
