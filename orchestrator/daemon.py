@@ -55,9 +55,6 @@ LAST_SNAPSHOT_DEADLINE_S: Final = 20.0
 LINGER_S: Final = 10.0
 """A finished run ends when no client has been connected for this long: ranks may still want to read the end."""
 
-MAX_BACKLOG_BYTES: Final = 256 << 20
-"""Launching stops while this much waits for the disk."""
-
 
 class Daemon:
     """One run, from the lock to the last snapshot; see the module's invariants.
@@ -72,6 +69,7 @@ class Daemon:
         self._logs = logs
         self._log = logs.logger("daemon")
         self._changed = Broadcast()
+        self._replan = Broadcast()
         self._stop = anyio.Event()
         self._producing = anyio.CancelScope()
         self._parked = anyio.Event()
@@ -89,7 +87,9 @@ class Daemon:
         with StateLock(self._config.run.state_dir):
             prompts = await self._open_prompts()
             sizes = {name: SourceSize(len(source), source.epochs) for name, source in prompts.items()}
-            self._store = await StateStore.open(self._config.run.state_dir, sizes, self._changed)
+            self._store = await StateStore.open(
+                self._config.run.state_dir, sizes, changed=self._changed, replan=self._replan
+            )
             async with AsyncExitStack() as stack:
                 stack.push_async_callback(self._close_store)
                 await self._assemble(prompts, stack)
@@ -217,9 +217,9 @@ class Daemon:
             prompts=prompts,
             runner=runner,
             demand=lambda: self._mixer.demand(source),
-            wake=self._changed,
+            replan=self._replan,
             n_samples=config.rollout.n_samples_per_prompt,
-            may_launch=lambda: not self._control.is_draining and self._store.backlog_bytes < MAX_BACKLOG_BYTES,
+            may_launch=lambda: not self._control.is_draining and not self._store.is_congested,
             log=log,
         )
 

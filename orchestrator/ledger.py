@@ -84,6 +84,8 @@ class Ledger:
         self.version_was_set = False
         self.next_group = 0
         self.next_sample = 0
+        self.plan_revision = 0
+        """Rises with everything that a plan of the coming batches depends on, beside the weights."""
         self._handlers: dict[type[Any], Callable[[Any], None]] = {
             Launched: self._launched,
             Dropped: self._dropped,
@@ -144,11 +146,23 @@ class Ledger:
             self._handlers[type(event)](event)
         except (KeyError, IndexError) as error:
             raise CorruptState(f"the record {event!r} does not fit the state: {error!r} is missing") from error
+        if not isinstance(event, LeaseAcked | VersionSet):
+            self._plan_may_change(event)
+
+    def _plan_may_change(self, event: Event) -> None:
+        """A launch or a drop changes what is to come only where the source has run out of prompts, or had."""
+        if isinstance(event, Launched | Dropped) and self.source(event.source).has_prompts:
+            self.plan_revision += event.rerun
+        else:
+            self.plan_revision += 1
 
     def put_group(self, frame: bytes | memoryview, place: Place) -> StoredGroup:
         """A group in flight is finished: its frame enters the buffer."""
         group = StoredGroup.from_frame(frame, place)
-        self.source(group.source).put(group)
+        state = self.source(group.source)
+        state.put(group)
+        if not state.has_prompts:
+            self.plan_revision += 1
         return group
 
     def put_partial(self, frame: bytes | memoryview, place: Place) -> None:

@@ -113,7 +113,7 @@ class Mixer:
         self.outstanding_bound = outstanding_bound
         self._buffer_bounds = dict(buffer_bounds)
         self._on_formed = on_formed
-        self._plan: tuple[object, tuple[PlannedBatch, ...]] | None = None
+        self._plan: tuple[tuple[int, int], tuple[PlannedBatch, ...]] | None = None
 
     # -- the plan ------------------------------------------------------------------------------------------------------
 
@@ -125,20 +125,17 @@ class Mixer:
 
     def plan(self) -> tuple[PlannedBatch, ...]:
         """The coming batches as they look now; empty when no source can give a group."""
-        states = self._ledger.sources
-        active = [name for name, state in states.items() if not state.paused]
-        limits = {name: len(state.ready) for name, state in states.items() if state.is_exhausted}
-        key = (self._ledger.step, tuple(active), tuple(limits.items()), self.table.revision, self.horizon)
+        key = (self._ledger.plan_revision, self.table.revision)
         if self._plan is None or self._plan[0] != key:
-            carry = {name: state.carry for name, state in states.items()}
+            states = self._ledger.sources
             plan = forecast(
                 self.table,
                 step=self._ledger.step,
-                carry=carry,
+                carry={name: state.carry for name, state in states.items()},
                 size=self.batch_size,
                 horizon=self.horizon,
-                active=active,
-                limits=limits,
+                active=[name for name, state in states.items() if not state.paused],
+                limits={name: len(state.ready) for name, state in states.items() if state.is_exhausted},
             )
             self._plan = (key, plan)
         return self._plan[1]

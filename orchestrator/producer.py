@@ -56,7 +56,7 @@ class Producer:
         prompts: the source's prompts.
         runner: takes a group from launch to buffer.
         demand: what the plan asks of this source now.
-        wake: notified when the demand may have changed.
+        replan: notified when what is asked of any source may have changed: a batch formed, a weight, a pause, a drop.
         n_samples: samples a group.
         may_launch: whether launching is allowed (not draining, the disk keeps up).
         log: a logger bound to the source.
@@ -71,7 +71,7 @@ class Producer:
         prompts: PromptSource,
         runner: GroupRunner,
         demand: Callable[[], Demand],
-        wake: Broadcast,
+        replan: Broadcast,
         n_samples: int,
         may_launch: Callable[[], bool],
         log: FilteringBoundLogger,
@@ -82,7 +82,7 @@ class Producer:
         self._prompts = prompts
         self._runner = runner
         self._demand = demand
-        self._wake = wake
+        self._replan = replan
         self._n_samples = n_samples
         self._may_launch = may_launch
         self._log = log
@@ -96,13 +96,13 @@ class Producer:
             self._start(groups, list(self._state.in_flight.values()))
             task_status.started()
             while True:
-                changed = self._wake.next()
+                replan = self._replan.next()
                 self._start(groups, self._launch())
-                await changed.wait()
+                await replan.wait()
 
     def _start(self, groups: TaskGroup, flights: Iterable[InFlight]) -> None:
         for flight in flights:
-            groups.start_soon(self._group, flight, name=f"{self._state.name}/{flight.group_index}")
+            groups.start_soon(self._group, groups, flight, name=f"{self._state.name}/{flight.group_index}")
 
     def _launch(self) -> list[InFlight]:
         """Launch what the plan asks for; returns the new groups in flight."""
@@ -137,11 +137,11 @@ class Producer:
                 " raise over_sampling_batch_size or this source's buffer"
             )
 
-    async def _group(self, flight: InFlight) -> None:
+    async def _group(self, groups: TaskGroup, flight: InFlight) -> None:
         outcome = await self._runner.run(flight)
         if outcome is not GroupOutcome.FAILED:
             self._acceptance.add(outcome is GroupOutcome.BUFFERED)
-        self._wake.notify()
+        self._start(groups, self._launch())  # its end concerns no other producer: they are not woken
 
     def statistics(self) -> ProducerStatistics:
         """Counts since the start."""

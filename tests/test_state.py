@@ -12,7 +12,6 @@ import anyio
 import msgspec
 import pytest
 
-from orchestrator.broadcast import Broadcast
 from orchestrator.buffer import InFlight
 from orchestrator.errors import AlreadyRunning, CorruptState, ForeignState
 from orchestrator.events import BatchFormed, Dropped, Launched, LeaseAcked, VersionSet
@@ -31,7 +30,7 @@ SIZES = {"easy": SourceSize(50), "hard": SourceSize(50)}
 @asynccontextmanager
 async def opened(directory: Path, *, segment_bytes: int = 1 << 20) -> AsyncIterator[StateStore]:
     """A running store; leaving it is a clean stop."""
-    store = await StateStore.open(directory, SIZES, Broadcast(), segment_bytes=segment_bytes)
+    store = await StateStore.open(directory, SIZES, segment_bytes=segment_bytes)
     async with anyio.create_task_group() as tasks:
         await tasks.start(store.run)
         yield store
@@ -151,7 +150,7 @@ async def test_compaction_gives_space_back_and_keeps_every_live_frame(tmp_path: 
 async def _some_state(directory: Path) -> list[dict[str, object]]:
     """A log without a snapshot after it; returns the facts after each record, in order."""
     history = []
-    store = await StateStore.open(directory, SIZES, Broadcast())
+    store = await StateStore.open(directory, SIZES)
     history.append(facts(store.ledger))
     async with anyio.create_task_group() as tasks:
         await tasks.start(store.run)

@@ -24,7 +24,7 @@ from anyio.abc import TaskStatus
 
 from orchestrator.broadcast import Broadcast
 from orchestrator.buffer import Place, StoredGroup
-from orchestrator.events import Event, encode_event
+from orchestrator.events import Event, Launched, LeaseAcked, encode_event
 from orchestrator.ledger import Ledger, SourceSize
 
 from .recovery import Kept, Recovery, recover
@@ -42,6 +42,9 @@ SNAPSHOT_INTERVAL_S: Final = 30.0
 
 SPARSE_SHARE: Final = 0.25
 """A segment of which less than this share is live is copied on; full ones are left alone."""
+
+MAX_BACKLOG_BYTES: Final = 256 << 20
+"""Launching stops while more than this waits for the disk, and goes on at half of it."""
 
 MOVED_A_SLICE: Final = 8
 """Frames copied between two turns of the loop: about 1 MB, well below a millisecond."""
@@ -77,12 +80,18 @@ class StateStore:
     """
 
     def __init__(
-        self, directory: Path, ledger: Ledger, recovery: Recovery, changed: Broadcast, segment_bytes: int
+        self,
+        directory: Path,
+        ledger: Ledger,
+        recovery: Recovery,
+        changed: Broadcast,
+        replan: Broadcast,
+        segment_bytes: int,
     ) -> None:
         self.directory = directory
         self.ledger = ledger
         self.recovery = recovery
-        self._writer = LogWriter(directory, recovery.next_segment, segment_bytes)
+        self._writer = LogWriter(directory, recovery.next_segment, segment_bytes, self._relieve)
         self._next_snapshot = max(list_snapshots(directory), default=0) + 1
         self._previous = recovery.kept
         self._snapshot_from = self._writer.written_bytes
@@ -91,24 +100,34 @@ class StateStore:
         self._snapshot_lock = anyio.Lock()
         self._snapshots = 0
         self._fault: str | None = None
+        self._congested = False
         self._changed = changed
+        self._replan = replan
 
     @classmethod
     async def open(
         cls,
         directory: Path,
         sizes: dict[str, SourceSize],
-        changed: Broadcast,
         *,
+        changed: Broadcast | None = None,
+        replan: Broadcast | None = None,
         segment_bytes: int = SEGMENT_BYTES,
     ) -> StateStore:
-        """Recover the state of a directory whose lock is held; ``changed`` is notified of every record.
+        """Recover the state of a directory whose lock is held.
+
+        Args:
+            directory: of the state.
+            sizes: the sources of the config.
+            changed: notified of every record.
+            replan: notified of the records that may change what is asked of producers.
+            segment_bytes: of the log's files.
 
         Raises:
             ForeignState, CorruptState: see :func:`~orchestrator.state.recovery.recover`.
         """
         ledger, recovery = await anyio.to_thread.run_sync(recover, directory, sizes, secrets.token_hex(4))
-        return cls(directory, ledger, recovery, changed, segment_bytes)
+        return cls(directory, ledger, recovery, changed or Broadcast(), replan or Broadcast(), segment_bytes)
 
     # -- the journal ---------------------------------------------------------------------------------------------------
 
@@ -120,6 +139,8 @@ class StateStore:
         """
         self.ledger.apply(event)
         self._append(RecordKind.EVENT, encode_event(event))
+        if not isinstance(event, Launched | LeaseAcked):
+            self._replan.notify()
 
     def store_group(self, frame: bytes) -> StoredGroup:
         """A finished group enters its source's buffer."""
@@ -144,9 +165,17 @@ class StateStore:
         return place
 
     @property
-    def backlog_bytes(self) -> int:
-        """Bytes recorded and not yet written."""
-        return self._writer.backlog_bytes
+    def is_congested(self) -> bool:
+        """Whether so much waits for the disk that nothing new should be begun."""
+        if self._writer.backlog_bytes > MAX_BACKLOG_BYTES:
+            self._congested = True
+        return self._congested
+
+    def _relieve(self) -> None:
+        """The disk has caught up: what was held back may begin."""
+        if self._congested and self._writer.backlog_bytes < MAX_BACKLOG_BYTES / 2:
+            self._congested = False
+            self._replan.notify()
 
     @property
     def fault(self) -> str | None:

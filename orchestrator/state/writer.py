@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -76,10 +77,18 @@ class LogWriter:
         directory: the state directory.
         segment: number of the first segment to write; it must not exist yet.
         segment_bytes: a segment is closed before it grows beyond this.
+        on_written: called when records have been written.
     """
 
-    def __init__(self, directory: Path, segment: int, segment_bytes: int = SEGMENT_BYTES) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        segment: int,
+        segment_bytes: int = SEGMENT_BYTES,
+        on_written: Callable[[], None] = lambda: None,
+    ) -> None:
         self._directory = directory
+        self._on_written = on_written
         self.segment_bytes = segment_bytes
         self._queue: deque[_Queued] = deque()
         self._end = LogPosition(segment, SEGMENT_HEADER_BYTES)
@@ -216,6 +225,7 @@ class LogWriter:
         self._written_seq += len(run)
         self._unsynced.set()
         self._progress.notify()
+        self._on_written()
 
     async def _file(self, segment: int) -> int:
         """The descriptor of a segment; the one before it is synced and closed first."""
