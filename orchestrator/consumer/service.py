@@ -83,6 +83,7 @@ class ConsumerService:
         changed: notified when a waiting ``get_batch`` should look again.
         status: everything that ``status`` reports.
         cause: the sentence and the facts of why no batch is formed.
+        connections: filled with the live connections, by number.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class ConsumerService:
         changed: Broadcast,
         status: Callable[[], dict[str, Any]],
         cause: Callable[[Waiting | Shortage | None], dict[str, Any]],
+        connections: dict[int, Connection],
     ) -> None:
         self._run_name = run_name
         self._version = version
@@ -122,7 +124,7 @@ class ConsumerService:
             "resume": (m.Source, self._resume),
             "drain": (m.NoParams, self._drain),
         }
-        self.connections: dict[int, Connection] = {}
+        self.connections = connections
 
     async def handle(self, connection: Connection, request: Request) -> Answer:
         """Do what a request asks.

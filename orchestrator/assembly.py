@@ -1,0 +1,264 @@
+"""From the config to the components of a run, joined.
+
+Invariants:
+
+* Only this module unpacks the config; components take plain keyword values and never hold a reference to the whole.
+* Nothing runs yet and nothing is contacted; ``daemon`` does that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+from . import __version__
+from .broadcast import Broadcast
+from .config import Config, sampling_header, sampling_params
+from .consumer import Connection, ConsumerServer, ConsumerService, LeaseDesk
+from .control import Control
+from .engines import EnginePool, build_engine
+from .filters import RewardCaps, Verdict, load_filter
+from .group_run import GroupRunner, GroupSettings
+from .logs import LogHandle
+from .mixer import Mixer
+from .producer import Producer
+from .prompts import PromptSource
+from .records import Sample
+from .reporter import Reporter, StepLog
+from .rewards import Reward, build_reward
+from .state import StateStore
+from .status import StepMetrics
+from .weights import WeightTable, parse_weight
+
+__all__ = ["Parts", "assemble"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """The components that the daemon supervises."""
+
+    mixer: Mixer
+    pool: EnginePool
+    rewards: dict[str, Reward]
+    producers: dict[str, Producer]
+    control: Control
+    service: ConsumerService
+    server: ConsumerServer
+    reporter: Reporter
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Base:
+    """What every component may be given: the config, the state, who wakes whom, where lines go."""
+
+    config: Config
+    store: StateStore
+    changed: Broadcast
+    replan: Broadcast
+    logs: LogHandle
+    directory: Path
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.config.source_names
+
+    def policy_version(self) -> int:
+        return self.store.ledger.policy_version
+
+
+def assemble(
+    config: Config,
+    *,
+    store: StateStore,
+    prompts: Mapping[str, PromptSource],
+    changed: Broadcast,
+    replan: Broadcast,
+    logs: LogHandle,
+    park: Callable[[], object],
+    directory: Path,
+) -> Parts:
+    """Build the components of a run.
+
+    Args:
+        config: the whole configuration.
+        store: the recovered state.
+        prompts: by source.
+        changed: notified of every record; wakes waiting ``get_batch`` requests.
+        replan: notified of what concerns all producers.
+        logs: where lines go.
+        park: cancels the producers; for ``drain``.
+        directory: for dotted paths.
+
+    Raises:
+        OrchestratorError: something that the config names cannot be used.
+    """
+    base = _Base(config=config, store=store, changed=changed, replan=replan, logs=logs, directory=directory)
+    caps = RewardCaps(base.names, config.data_source_reward_caps, directory=directory)
+    mixer = _mixer(base, caps)
+    pool = _pool(base)
+    control = _control(base, mixer.table, pool, park)
+    control.restore_weights()
+    rewards = {name: _reward(base, name) for name in base.names}
+    producers = {
+        name: _producer(base, name, prompts[name], mixer, pool, rewards[name], caps, control) for name in base.names
+    }
+    desk = LeaseDesk(ledger=store.ledger, journal=store, mixer=mixer, changed=changed)
+    connections: dict[int, Connection] = {}
+    reporter = Reporter(
+        config=config,
+        store=store,
+        mixer=mixer,
+        pool=pool,
+        producers=producers,
+        rewards=rewards,
+        control=control,
+        desk=desk,
+        connections=connections,
+    )
+    service = ConsumerService(
+        run_name=config.run.name,
+        version=__version__,
+        ledger=store.ledger,
+        journal=store,
+        desk=desk,
+        control=control,
+        changed=changed,
+        status=reporter.status,
+        cause=reporter.cause,
+        connections=connections,
+    )
+    server = ConsumerServer(
+        config.consumer.socket,
+        service,
+        max_connections=config.consumer.max_connections,
+        log=logs.logger("consumer"),
+    )
+    return Parts(
+        mixer=mixer,
+        pool=pool,
+        rewards=rewards,
+        producers=producers,
+        control=control,
+        service=service,
+        server=server,
+        reporter=reporter,
+    )
+
+
+def _mixer(base: _Base, caps: RewardCaps) -> Mixer:
+    config, ledger = base.config, base.store.ledger
+    weights = [parse_weight(weight, directory=base.directory) for weight in config.data_source_weights]
+    table = WeightTable(base.names, weights)
+    metrics = StepMetrics(ledger, caps.cap)
+    lines = StepLog(metrics=metrics, table=table, caps=caps, logs=base.logs, log=base.logs.logger("mixer"))
+    return Mixer(
+        ledger=ledger,
+        journal=base.store,
+        table=table,
+        batch_size=config.rollout.rollout_batch_size,
+        lookahead=config.rollout.lookahead,
+        max_staleness=config.rollout.max_staleness,
+        num_rollout=config.rollout.num_rollout,
+        outstanding_bound=config.outstanding_bound,
+        buffer_bounds={source.name: (source.buffer.groups, source.buffer.bytes) for source in config.data_sources},
+        on_formed=lines.batch_formed,
+    )
+
+
+def _pool(base: _Base) -> EnginePool:
+    config = base.config
+    return EnginePool(
+        [build_engine(options, workdir=config.run.state_dir) for options in config.engine_options()],
+        request_timeout_s=config.engine_defaults.request_timeout_s,
+        stall_s=config.engine_defaults.stall_s,
+        max_retries=config.engine_defaults.max_retries,
+        chunk_tokens=config.rollout.chunk_tokens,
+        keep_partials=config.rollout.partial_rollout,
+        policy_version=base.policy_version,
+        seed=config.run.seed,
+        log=base.logs.logger("engines"),
+    )
+
+
+def _control(base: _Base, table: WeightTable, pool: EnginePool, park: Callable[[], object]) -> Control:
+    return Control(
+        pool=pool,
+        ledger=base.store.ledger,
+        journal=base.store,
+        table=table,
+        file_weights=dict(zip(base.names, base.config.data_source_weights, strict=True)),
+        directory=base.directory,
+        changed=base.changed,
+        park=park,
+        log=base.logs.logger("control"),
+    )
+
+
+def _reward(base: _Base, source: str) -> Reward:
+    spec = base.config.source(source).reward
+    return build_reward(
+        spec.path, key=spec.key, timeout_s=spec.timeout_s, concurrency=spec.concurrency, directory=base.directory
+    )
+
+
+def _producer(
+    base: _Base,
+    source: str,
+    prompts: PromptSource,
+    mixer: Mixer,
+    pool: EnginePool,
+    reward: Reward,
+    caps: RewardCaps,
+    control: Control,
+) -> Producer:
+    config, store = base.config, base.store
+    log = base.logs.logger("producer", source=source)
+    sampling = config.sampling_of(source)
+    runner = GroupRunner(
+        prompts=prompts,
+        pool=pool,
+        reward=reward,
+        verdict=_verdict(base, source, caps),
+        journal=store,
+        policy_version=base.policy_version,
+        settings=GroupSettings(
+            sampling=sampling_params(sampling, seed=config.run.seed),
+            sampling_header=sampling_header(sampling),
+            replace_failed=config.rollout.failed_sample == "replace",
+            mask_offpolicy=config.rollout.mask_offpolicy_in_partial_rollout,
+            max_staleness=config.rollout.max_staleness,
+            logprobs_kind=config.logprobs_kind,
+        ),
+        log=log,
+    )
+    return Producer(
+        state=store.ledger.source(source),
+        ledger=store.ledger,
+        journal=store,
+        prompts=prompts,
+        runner=runner,
+        demand=lambda: mixer.demand(source),
+        replan=base.replan,
+        n_samples=config.rollout.n_samples_per_prompt,
+        may_launch=lambda: not control.is_draining and not store.is_congested,
+        log=log,
+    )
+
+
+def _verdict(base: _Base, source: str, caps: RewardCaps) -> Callable[[Sequence[Sample]], Verdict]:
+    """The filter of a source: its reward cap, then the configured filter."""
+    chosen = load_filter(base.config.dynamic_sampling_filter, directory=base.directory)
+    rollout = base.config.rollout
+    args = SimpleNamespace(
+        data_source=source,
+        n_samples_per_prompt=rollout.n_samples_per_prompt,
+        rollout_batch_size=rollout.rollout_batch_size,
+    )
+
+    def verdict(samples: Sequence[Sample]) -> Verdict:
+        capped = caps.check(base.store.ledger.step, source, samples)
+        return chosen(args, list(samples)) if capped.keep else capped
+
+    return verdict
