@@ -1,0 +1,36 @@
+"""Schedules for ``data_source_weights``: the six built-in ones, and one of your own to start from.
+
+A schedule is a function of the rollout step, from 0, that gives the weight of one source: a finite number of at least
+0. Weights of a step are normalised over the sources, so only their ratios count. A config names it by its dotted path,
+``examples.curriculum_learning.weight_scheduler.my_custom_schedule``, from the directory that ``examples`` is in.
+"""
+
+from __future__ import annotations
+
+from orchestrator.weight_scheduler import (
+    easy_to_hard,
+    exponential_decay,
+    exponential_warmup,
+    hard_to_easy,
+    level_decreasing,
+    level_increasing,
+)
+
+__all__ = [
+    "easy_to_hard",
+    "exponential_decay",
+    "exponential_warmup",
+    "hard_to_easy",
+    "level_decreasing",
+    "level_increasing",
+    "my_custom_schedule",
+]
+
+
+def my_custom_schedule(rollout_step: int) -> float:
+    """0.9 for the first 100 steps, 0.5 up to step 500, then 0.1."""
+    if rollout_step < 100:
+        return 0.9
+    if rollout_step < 500:
+        return 0.5
+    return 0.1

@@ -1,0 +1,105 @@
+"""Checkpoint files of the data source: one JSON file for each rollout id.
+
+Invariants:
+
+* A checkpoint is whole or it is not there: written to a temporary name, synced, renamed, directory synced.
+* What cannot be written as JSON is an error when it is saved; nothing is left out, and nothing is executed when it is
+  loaded.
+* A checkpoint that is not there is told apart from one that cannot be read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any, Final
+
+from orchestrator.errors import CorruptState, StateError
+
+__all__ = ["FORMAT", "latest_checkpoint", "load_checkpoint", "save_checkpoint"]
+
+FORMAT: Final = 1
+
+_NAME: Final = re.compile(r"data_source_state_(-?\d+)\.json")
+
+
+def _directory(root: Path) -> Path:
+    """Beside the file of slime's own data source."""
+    return root / "rollout"
+
+
+def _path(root: Path, rollout_id: int) -> Path:
+    return _directory(root) / f"data_source_state_{rollout_id}.json"
+
+
+def latest_checkpoint(root: Path) -> int | None:
+    """The largest rollout id that there is a checkpoint of; ``None`` if there is none."""
+    names = (path.name for path in _directory(root).glob("data_source_state_*.json"))
+    return max((int(match[1]) for name in names if (match := _NAME.fullmatch(name))), default=None)
+
+
+def _plain(value: Any) -> Any:
+    """Numbers and arrays of numpy and torch, and enumerations, as JSON has them."""
+    for method in ("tolist", "item"):
+        convert = getattr(value, method, None)
+        if callable(convert):
+            return convert()
+    if hasattr(value, "value"):
+        return value.value
+    raise TypeError(f"a {type(value).__name__} cannot be written as JSON: {str(value)[:60]}")
+
+
+def save_checkpoint(root: Path, rollout_id: int, state: dict[str, Any]) -> Path:
+    """Write a checkpoint; the one of the same id, if there is one, is replaced.
+
+    Raises:
+        StateError: a sample holds what JSON cannot say, or the disk failed; an older checkpoint is untouched.
+    """
+    path = _path(root, rollout_id)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        text = json.dumps({"format": FORMAT, **state}, default=_plain, separators=(",", ":"))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_directory(path.parent)
+    except (TypeError, ValueError) as error:
+        raise StateError(f"{path}: the data source's state cannot be saved: {error}") from error
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise StateError(f"{path}: cannot be written: {error.strerror or error}") from error
+    return path
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def load_checkpoint(root: Path, rollout_id: int) -> dict[str, Any] | None:
+    """Read a checkpoint; ``None`` if there is none.
+
+    Raises:
+        CorruptState: it is not a checkpoint of a format that this version reads.
+        StateError: it cannot be read.
+    """
+    path = _path(root, rollout_id)
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StateError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise CorruptState(f"{path} is not a checkpoint of the data source: {error}") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise CorruptState(f"{path} is not a checkpoint of the data source in format {FORMAT}")
+    return state
