@@ -58,22 +58,30 @@ def save_checkpoint(root: Path, rollout_id: int, state: dict[str, Any]) -> Path:
         StateError: a sample holds what JSON cannot say, or the disk failed; an older checkpoint is untouched.
     """
     path = _path(root, rollout_id)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         text = json.dumps({"format": FORMAT, **state}, default=_plain, separators=(",", ":"))
+    except (TypeError, ValueError) as error:
+        raise StateError(f"{path}: the data source's state cannot be saved: {error}") from error
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _write_whole(path, text)
+        _sync_directory(path.parent)
+    except OSError as error:
+        raise StateError(f"{path}: cannot be written: {error.strerror or error}") from error
+    return path
+
+
+def _write_whole(path: Path, text: str) -> None:
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
         with temporary.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        _sync_directory(path.parent)
-    except (TypeError, ValueError) as error:
-        raise StateError(f"{path}: the data source's state cannot be saved: {error}") from error
-    except OSError as error:
+    except OSError:
         temporary.unlink(missing_ok=True)
-        raise StateError(f"{path}: cannot be written: {error.strerror or error}") from error
-    return path
+        raise
 
 
 def _sync_directory(directory: Path) -> None:

@@ -13,7 +13,7 @@ import importlib
 import importlib.util
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from types import ModuleType
 from typing import Any, ClassVar, Final
 
@@ -73,8 +73,7 @@ class Sample:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON object, from which :meth:`from_dict` makes the sample again; attributes of others' are kept."""
-        extra = {name: value for name, value in vars(self).items() if name not in _FIELDS}
-        return asdict(self) | extra | {"status": self.status.value}
+        return {**vars(self), "status": self.status.value}
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> Sample:
