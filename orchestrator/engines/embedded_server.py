@@ -38,6 +38,7 @@ def main(model: str, slots: int, context_tokens: int, threads: int) -> None:
     server = xllamacpp.Server(params)
     sys.stdout.write(f"{server.listening_address}\n")
     sys.stdout.flush()
+    os.dup2(2, 1)  # nobody reads standard output from here on; a full pipe would block the server
     sys.stdin.buffer.read()
     os._exit(0)
 

@@ -4,54 +4,55 @@ Log-probabilities are of the distribution after temperature and before truncatio
 server reports as raw. At other temperatures it is what it reports after sampling, as long as nothing truncates; with
 truncation the server cannot give it, and :meth:`LlamaCppEngine.supports` says so unless ``logprobs`` is ``raw``.
 
+A stream leaves out tokens while the text ends in incomplete UTF-8. The gap is seen by the server's own count. The
+stream is then left, the gap is closed (``llamacpp_gaps``), and a new stream goes on after it, with a seed of its own:
+the tokens up to there are drawn and handed over, so that what follows may be drawn freshly without bias.
+
 Invariants:
 
-* What was streamed is handed over as it arrives; nothing is taken back. Closing the connection frees the slot.
-* A stream leaves out tokens while the text ends in incomplete UTF-8. The gap is seen by the server's own count, and
-  closed by ``llamacpp_gaps`` before anything after it is handed over.
-* No retries here. A 4xx answer is ``EngineRejected``, everything else that is wrong ``EngineUnavailable``.
-* Every line is bounded, every request without a stream has a deadline; the pool bounds streams.
+* What was streamed is handed over as it arrives; nothing is taken back, nothing after a gap comes before its tokens.
+* Closing the connection frees the slot. The pool bounds how long a stream may be silent.
+* No retries here; errors are those of ``llamacpp_http``.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
-import aiohttp
 import anyio
-import msgspec
-import orjson
 from anyio.abc import TaskStatus
 
-from orchestrator.errors import EngineRejected, EngineUnavailable
+from orchestrator.errors import EngineError, EngineRejected, EngineUnavailable
 from orchestrator.records import Message
 
-from .llamacpp_gaps import Chunk, Piece, fill_gap
-from .port import EngineInfo, GenerationEnd, GenerationRequest, SamplingParams, TokenSink
+from .llamacpp_gaps import missing_tokens, score
+from .llamacpp_http import Chunk, LlamaCppHttp
+from .port import EngineInfo, FinishReason, GenerationEnd, GenerationRequest, SamplingParams, TokenSink
 
 __all__ = ["LlamaCppEngine"]
 
-MAX_LINE_BYTES: Final = 16 << 20
-"""The last line of a stream repeats the prompt; a million tokens of it fit."""
+ANY_SEED: Final = 0xFFFFFFFF
+"""The server takes it for "draw one"."""
 
-REQUEST_DEADLINE_S: Final = 60.0
-"""For requests without a stream that generate nothing: tokenising, properties."""
+REPEAT_FACTOR: Final = 4.0
+REPEAT_MARGIN_S: Final = 15.0
+"""A repetition may take this many times as long as its stream took, and so much more on a busy server."""
 
-SPARE_CONNECTIONS: Final = 4
-"""For probes and tokenising beside the generations."""
-
-_decode = msgspec.json.Decoder(Chunk).decode
+SIGN_OF_LIFE_INTERVAL_S: Final = 1.0
+"""While a gap is closed nothing can be handed over; the pool is told that this is no stall."""
 
 
 @dataclass(slots=True)
 class _Received:
-    """What a stream has given: the token ids, and its last chunk if it came."""
+    """What a stream has given: its token ids, and either why it ended or the event that shows a gap."""
 
     tokens: list[int] = field(default_factory=list)
-    last: Chunk | None = None
+    reason: FinishReason | None = None
+    after_gap: Chunk | None = None
 
 
 class LlamaCppEngine:
@@ -76,59 +77,8 @@ class LlamaCppEngine:
     ) -> None:
         self.name = name
         self.max_in_flight = max_in_flight
-        self.url = url.rstrip("/")
         self._logprobs: Literal["temperature", "raw"] = logprobs
-        self._connect_timeout_s = connect_timeout_s
-        self._session: aiohttp.ClientSession | None = None
-
-    # -- HTTP ----------------------------------------------------------------------------------------------------------
-
-    def _http(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                # A connection a request: the server ends idle ones after 5 s or 100 requests, which a request that is
-                # just being sent on one would take for a failure, and an idle one holds one of its few threads.
-                connector=aiohttp.TCPConnector(limit=self.max_in_flight + SPARE_CONNECTIONS, force_close=True),
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._connect_timeout_s),
-            )
-        return self._session
-
-    @asynccontextmanager
-    async def _request(self, method: str, path: str, body: Any = None) -> AsyncIterator[aiohttp.ClientResponse]:
-        """A request whose answer is 200.
-
-        Raises:
-            EngineRejected: the answer is a 4xx.
-            EngineUnavailable: anything else that is not an answer.
-        """
-        data = None if body is None else orjson.dumps(body)
-        headers = {"Content-Type": "application/json"}
-        try:
-            async with self._http().request(method, self.url + path, data=data, headers=headers) as response:
-                if response.status != 200:
-                    text = (await response.content.read(4096)).decode("utf-8", "replace")
-                    self._refuse(response.status, _error_message(text))
-                yield response
-        except (aiohttp.ClientError, ConnectionError) as error:
-            raise EngineUnavailable(self.name, f"{path}: {error or type(error).__name__}") from error
-        except TimeoutError as error:
-            raise EngineUnavailable(self.name, f"{path}: cannot connect in {self._connect_timeout_s:g} s") from error
-
-    def _refuse(self, status: int, message: str) -> None:
-        if 400 <= status < 500:
-            raise EngineRejected(self.name, f"{status}: {message}", data={"status": status})
-        raise EngineUnavailable(self.name, f"{status}: {message}")
-
-    async def ask(self, path: str, body: Any) -> Any:
-        """A POST that gives JSON; raises as :meth:`_request` does."""
-        async with self._request("POST", path, body) as response:
-            return await self._json(response, path)
-
-    async def _json(self, response: aiohttp.ClientResponse, path: str) -> Any:
-        try:
-            return orjson.loads(await response.read())
-        except ValueError as error:
-            raise EngineUnavailable(self.name, f"{path}: the answer is not JSON: {error}") from error
+        self._http = LlamaCppHttp(name=name, url=url, max_streams=max_in_flight, connect_timeout_s=connect_timeout_s)
 
     # -- the port ------------------------------------------------------------------------------------------------------
 
@@ -137,22 +87,24 @@ class LlamaCppEngine:
         task_status.started()
 
     async def probe(self) -> EngineInfo:
-        """``/health`` and ``/props``; raises ``EngineUnavailable``."""
+        """``/health`` and ``/props``; raises ``EngineUnavailable`` or ``EngineStalled``."""
         try:
-            async with self._request("GET", "/health") as response:
-                await response.read()
-            async with self._request("GET", "/props") as response:
-                props = await self._json(response, "/props")
+            await self._http.ask("/health")
+            props = await self._http.ask("/props", fields=("default_generation_settings",))
         except EngineRejected as error:
             raise EngineUnavailable(self.name, f"it is no llama.cpp server: {error.message}") from error
-        context = props.get("default_generation_settings", {}).get("n_ctx")
-        model = str(props.get("model_alias") or props.get("model_path") or "unknown")
-        return EngineInfo(model=model, context_tokens=context, logprobs=self._logprobs)
+        settings = props["default_generation_settings"]
+        context = settings.get("n_ctx") if isinstance(settings, dict) else None
+        return EngineInfo(
+            model=str(props.get("model_alias") or props.get("model_path") or "unknown"),
+            context_tokens=context if isinstance(context, int) else None,
+            logprobs=self._logprobs,
+        )
 
     def supports(self, sampling: SamplingParams) -> str | None:
         """Why these parameters cannot be used with these log-probabilities; ``None`` if they can."""
         truncates = sampling.top_k > 0 or sampling.top_p < 1 or sampling.min_p > 0
-        if self._logprobs == "temperature" and sampling.temperature not in (0, 1) and truncates:
+        if self._is_adjusted(sampling) and truncates:
             return (
                 "a llama.cpp server cannot give log-probabilities after temperature and before truncation:"
                 " switch top_k, top_p and min_p off, or set logprobs: raw on this engine"
@@ -166,64 +118,51 @@ class LlamaCppEngine:
     async def tokenize_chat(self, messages: Sequence[Message], template_kwargs: dict[str, Any]) -> list[int]:
         """``/apply-template``, then ``/tokenize`` (the template writes the special tokens itself)."""
         body = {"messages": list(messages), "chat_template_kwargs": template_kwargs}
-        with anyio.fail_after(REQUEST_DEADLINE_S):
-            prompt = (await self.ask("/apply-template", body))["prompt"]
+        prompt = (await self._http.ask("/apply-template", body, fields=("prompt",)))["prompt"]
         return await self._tokenize({"content": prompt, "add_special": False, "parse_special": True})
 
     async def _tokenize(self, body: dict[str, Any]) -> list[int]:
-        with anyio.fail_after(REQUEST_DEADLINE_S):
-            tokens = (await self.ask("/tokenize", body)).get("tokens")
-        if not isinstance(tokens, list):
-            raise EngineUnavailable(self.name, "/tokenize gave no token ids")
+        tokens = (await self._http.ask("/tokenize", body, fields=("tokens",)))["tokens"]
+        if not isinstance(tokens, list) or not all(isinstance(token, int) for token in tokens):
+            raise EngineUnavailable(self.name, "/tokenize gave something else than token ids")
         return tokens
 
     async def detokenize(self, tokens: Sequence[int]) -> str:
         """``/detokenize``."""
-        with anyio.fail_after(REQUEST_DEADLINE_S):
-            return str((await self.ask("/detokenize", {"tokens": list(tokens)})).get("content", ""))
+        return str((await self._http.ask("/detokenize", {"tokens": list(tokens)}, fields=("content",)))["content"])
 
     async def aclose(self) -> None:
         """Close all connections."""
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        await self._http.aclose()
 
     # -- generation ----------------------------------------------------------------------------------------------------
 
     async def generate(self, request: GenerationRequest, sink: TokenSink) -> GenerationEnd:
         """Stream a piece; see the port."""
-        body = self.body(request)
-        received = _Received()
-        gap_at = await self._stream(body, request, received, sink)
-        if gap_at is not None:
-            piece = await fill_gap(self, body, received.tokens)
-            return self._hand_over(piece, len(received.tokens), request, sink)
-        last = received.last
-        if last is None:
-            if received.tokens and received.tokens[-1] in request.sampling.stop_token_ids:
-                return GenerationEnd("stop")
-            raise EngineUnavailable(self.name, "the stream ended before the generation did")
-        return GenerationEnd("length" if last.stop_type in ("limit", "none", "") else "stop")
+        had_gap = False
+        while True:
+            began = anyio.current_time()
+            received = await self._stream(request, sink)
+            if received.after_gap is not None:
+                had_gap = True
+                await self._close_gap(request, received, received.after_gap, anyio.current_time() - began, sink)
+            if received.reason is not None:
+                # Text that might have become a stop text is held back by the server, and lost at the end.
+                is_complete = not had_gap and not (received.reason == "length" and request.sampling.stop)
+                return GenerationEnd(received.reason, text_complete=is_complete)
+            request = _after(request, received.tokens)
 
     def body(self, request: GenerationRequest) -> dict[str, Any]:
         """The JSON of a ``/completion`` request."""
         sampling = request.sampling
-        samplers = [
-            name
-            for name, is_on in (
-                ("top_k", sampling.top_k > 0),
-                ("top_p", sampling.top_p < 1),
-                ("min_p", sampling.min_p > 0),
-            )
-            if is_on
-        ]
+        truncations = {"top_k": sampling.top_k > 0, "top_p": sampling.top_p < 1, "min_p": sampling.min_p > 0}
         return {
             "prompt": list(request.tokens),
             "n_predict": request.max_new_tokens,
-            "seed": request.seed if request.seed is not None else 0xFFFFFFFF,
+            "seed": request.seed if request.seed is not None else ANY_SEED,
             "temperature": sampling.temperature,
             # temperature first: what truncates then looks at the distribution that is sampled from
-            "samplers": ["temperature", *samplers],
+            "samplers": ["temperature", *(name for name, is_on in truncations.items() if is_on)],
             "top_k": sampling.top_k,
             "top_p": sampling.top_p,
             "min_p": sampling.min_p,
@@ -233,82 +172,104 @@ class LlamaCppEngine:
             "post_sampling_probs": self._is_adjusted(sampling),
             "return_tokens": True,
             "cache_prompt": True,
-            "stream": True,
         }
 
     def _is_adjusted(self, sampling: SamplingParams) -> bool:
         """Whether log-probabilities have to be those after sampling; greedy ones are raw, being 0 or nothing else."""
         return self._logprobs == "temperature" and sampling.temperature not in (0, 1)
 
-    async def _stream(
-        self, body: dict[str, Any], request: GenerationRequest, received: _Received, sink: TokenSink
-    ) -> int | None:
-        """Hand over what is streamed; returns where tokens were left out, ``None`` if the stream ended whole."""
-        stops = frozenset(request.sampling.stop_token_ids)
-        async with self._request("POST", "/completion", body) as response:
-            async for line in self._lines(response):
-                chunk = self._chunk(line)
-                if chunk is None:
-                    continue
+    async def _stream(self, request: GenerationRequest, sink: TokenSink) -> _Received:
+        """Hand over what is streamed, up to the end or a gap."""
+        received = _Received()
+        async with self._http.stream(self.body(request)) as chunks:
+            async for chunk in chunks:
                 if chunk.tokens_predicted != len(received.tokens) + len(chunk.tokens):
-                    return len(received.tokens)
-                if chunk.tokens:
-                    received.tokens += chunk.tokens
-                    sink(chunk.tokens, self._logprobs_of(chunk), chunk.content)
-                    if stops and not stops.isdisjoint(chunk.tokens):
-                        return None
-                elif chunk.content:
-                    sink((), (), chunk.content)
-                if chunk.stop:
-                    received.last = chunk
-                    return None
-        return None
-
-    async def _lines(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-        """The data of server-sent events."""
-        rest = b""
-        async for part in response.content.iter_any():
-            *lines, rest = (rest + part).split(b"\n")
-            for line in lines:
-                if line.startswith(b"data: "):
-                    yield line[6:]
-                elif line.startswith(b"error: "):
-                    raise EngineUnavailable(self.name, f"the stream says {line[7:200].decode(errors='replace')}")
-            if len(rest) > MAX_LINE_BYTES:
-                raise EngineUnavailable(self.name, f"a line of more than {MAX_LINE_BYTES} bytes")
-
-    def _chunk(self, line: bytes) -> Chunk | None:
-        if line == b"[DONE]":
-            return None
-        try:
-            chunk = _decode(line)
-        except msgspec.MsgspecError as error:
-            raise EngineUnavailable(self.name, f"the stream is not what a llama.cpp server sends: {error}") from error
-        if chunk.error is not None:
-            self._refuse(int(chunk.error.get("code", 500)), str(chunk.error.get("message", chunk.error)))
-        return chunk
+                    received.after_gap = chunk
+                    return received
+                self._hand_over(request, received, chunk.tokens, self._logprobs_of(chunk), chunk.content, sink)
+                if chunk.stop and received.reason is None:
+                    received.reason = _reason_of(chunk.stop_type)
+                if received.reason is not None:
+                    return received
+        raise EngineUnavailable(self.name, "the stream ended before the generation did")
 
     def _logprobs_of(self, chunk: Chunk) -> list[float]:
-        entries = chunk.completion_probabilities
+        entries = chunk.completion_probabilities if chunk.tokens else []
         if len(entries) != len(chunk.tokens):
             raise EngineUnavailable(self.name, f"{len(chunk.tokens)} tokens came with {len(entries)} log-probabilities")
         return [entry.value for entry in entries]
 
-    def _hand_over(self, piece: Piece, known: int, request: GenerationRequest, sink: TokenSink) -> GenerationEnd:
-        """What the gap and all after it turned out to be."""
-        tokens, logprobs = piece.tokens[known:], piece.logprobs[known:]
-        stops = [i for i, token in enumerate(tokens) if token in request.sampling.stop_token_ids]
-        if stops:
-            tokens, logprobs = tokens[: stops[0] + 1], logprobs[: stops[0] + 1]
-        sink(tokens, logprobs, "")
-        is_stop = bool(stops) or piece.stop_type not in ("limit", "none", "")
-        return GenerationEnd("stop" if is_stop else "length", text_complete=False)
+    @staticmethod
+    def _hand_over(
+        request: GenerationRequest,
+        received: _Received,
+        tokens: Sequence[int],
+        logprobs: Sequence[float],
+        text: str,
+        sink: TokenSink,
+    ) -> None:
+        """To the sink, up to a token that stops."""
+        stops = request.sampling.stop_token_ids
+        at = next((i for i, token in enumerate(tokens) if token in stops), None) if stops else None
+        if at is not None:
+            received.reason = "stop"
+            tokens, logprobs = tokens[: at + 1], logprobs[: at + 1]
+        received.tokens += tokens
+        if tokens or text:
+            sink(tokens, logprobs, text)
+
+    async def _close_gap(
+        self, request: GenerationRequest, received: _Received, after: Chunk, stream_s: float, sink: TokenSink
+    ) -> None:
+        """Hand over what the stream left out, and the event after it."""
+        if after.tokens_predicted < len(received.tokens) + len(after.tokens):
+            raise EngineUnavailable(self.name, "the stream counts fewer tokens than it gave")
+        after_logprobs = self._logprobs_of(after)
+        body, known = self.body(request), received.tokens
+        deadline_s = REPEAT_FACTOR * stream_s + REPEAT_MARGIN_S
+        async with _signs_of_life(sink):
+            missing, stop_type = await missing_tokens(self._http, body, known, after, deadline_s=deadline_s)
+            logprobs = await score(self._http, body, [*request.tokens, *known], missing)
+        tokens, all_logprobs = [*missing, *after.tokens], [*logprobs, *after_logprobs]
+        self._hand_over(request, received, tokens, all_logprobs, after.content, sink)
+        if received.reason is None:
+            reason = _reason_of(stop_type)
+            is_over = reason == "stop" or after.stop or len(received.tokens) >= request.max_new_tokens
+            received.reason = reason if is_over else None
 
 
-def _error_message(text: str) -> str:
-    """The message of an error answer."""
-    try:
-        error = orjson.loads(text).get("error", {})
-        return str(error.get("message", text)) if isinstance(error, dict) else str(error)
-    except (ValueError, AttributeError):
-        return text.strip()[:300] or "no message"
+def _reason_of(stop_type: str) -> FinishReason:
+    return "length" if stop_type in ("limit", "none", "") else "stop"
+
+
+def _after(request: GenerationRequest, tokens: Sequence[int]) -> GenerationRequest:
+    """The rest of a request, ``tokens`` of which came."""
+    seed = None if request.seed is None else zlib.crc32(f"{request.seed}/{len(tokens)}".encode())
+    return replace(
+        request,
+        tokens=[*request.tokens, *tokens],
+        max_new_tokens=request.max_new_tokens - len(tokens),
+        generated=request.generated + len(tokens),
+        seed=seed,
+    )
+
+
+@asynccontextmanager
+async def _signs_of_life(sink: TokenSink) -> AsyncIterator[None]:
+    """Tell the pool that this is no stall; everything within has deadlines of its own."""
+
+    async def show() -> None:
+        while True:
+            sink((), (), "")
+            await anyio.sleep(SIGN_OF_LIFE_INTERVAL_S)
+
+    failure: EngineError | None = None
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(show)
+        try:
+            yield
+        except EngineError as error:  # not to be wrapped into a group
+            failure = error
+        tasks.cancel_scope.cancel()
+    if failure is not None:
+        raise failure

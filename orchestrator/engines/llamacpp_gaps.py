@@ -2,29 +2,30 @@
 
 Drawing again from the gap on would be biased: the draw that fell on such a token would be replaced by one that may fall
 on another. So the very same draw is repeated: the request, with its seed, once more without a stream, whose ``tokens``
-are complete. What was streamed has to agree with it. Its log-probabilities leave the same tokens out; these are scored
-one by one, each as the next token after its prefix.
+are complete, up to the event that showed the gap and no further. All that was streamed has to agree with it. Its
+log-probabilities leave the same tokens out; these are scored one by one, each as the next token after its prefix.
+
+What the repetition cannot tell is whether arithmetic that depends on what else the server computes led it elsewhere
+*inside* the gap and back to the same token after it. What it then gives is still a draw from the model; and where it
+disagrees visibly (about one token in 10^5 on a loaded server) the gap is drawn anew. Both are far below sampling noise.
 
 Invariants:
 
-* What is returned begins with the tokens that were handed over already.
-* A log-probability is taken from the answer only where its token is certain; otherwise it is scored.
+* What is returned are the tokens between those that were streamed before the gap and those of the event after it.
+* A log-probability is never guessed: it comes from the stream or from a scoring.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
-
-import msgspec
+from typing import Any, Final, NamedTuple
 
 from orchestrator.errors import EngineUnavailable
 
-if TYPE_CHECKING:
-    from .llamacpp import LlamaCppEngine
+from .llamacpp_http import Chunk, LlamaCppHttp
 
-__all__ = ["Chunk", "Piece", "Probability", "fill_gap"]
+__all__ = ["Missing", "missing_tokens", "score"]
 
 FIRST_CANDIDATES: Final = 128
 """A sampled token is nearly always among this many of the likeliest; if not, all are asked for."""
@@ -36,119 +37,80 @@ FORCE: Final = 1e4
 """Added to a logit, this makes its token certain. Raw log-probabilities do not see it."""
 
 
-class Probability(msgspec.Struct):
-    """One token with its (log-)probability: ``logprob`` raw, ``prob`` after sampling."""
-
-    id: int
-    logprob: float | None = None
-    prob: float | None = None
-    top_logprobs: list[Probability] = []
-
-    @property
-    def value(self) -> float:
-        """The log-probability, whichever of the two was given."""
-        if self.logprob is not None:
-            return self.logprob
-        return math.log(max(self.prob or 0.0, 1e-38))
-
-
-class Chunk(msgspec.Struct):
-    """What is used of an event of a stream, or of an answer without one."""
-
-    content: str = ""
-    tokens: list[int] = []
-    tokens_predicted: int = 0
-    completion_probabilities: list[Probability] = []
-    stop: bool = False
-    stop_type: str = ""
-    error: dict[str, Any] | None = None
-
-
-class Piece(msgspec.Struct):
-    """A whole piece: all token ids, all log-probabilities, and how it ended."""
+class Missing(NamedTuple):
+    """Token ids that a stream left out, and how the server says that generation ended with the event after them."""
 
     tokens: list[int]
-    logprobs: list[float]
     stop_type: str
 
 
-async def fill_gap(engine: LlamaCppEngine, body: dict[str, Any], known: Sequence[int]) -> Piece:
-    """Repeat a request whose stream had a gap after the tokens ``known``.
+async def missing_tokens(
+    http: LlamaCppHttp, body: dict[str, Any], known: Sequence[int], after: Chunk, *, deadline_s: float
+) -> Missing:
+    """What a stream left out.
+
+    Args:
+        http: the server.
+        body: of the request that was streamed.
+        known: token ids that were streamed before the gap.
+        after: the event that showed the gap.
+        deadline_s: for the repetition.
 
     Raises:
-        EngineUnavailable: the repetition does not agree with what was streamed (arithmetic that depends on what else
-            the server computes; about one in 10^5 tokens). The pool goes on from ``known`` with another seed.
+        EngineUnavailable: the repetition does not agree with what was streamed. The pool goes on from ``known`` with
+            another seed.
     """
-    answer = msgspec.convert(await engine.ask("/completion", body | {"stream": False}), Chunk)
-    if answer.tokens[: len(known)] != list(known):
-        raise EngineUnavailable(engine.name, "a repeated request gave other tokens than its stream")
-    certain = _align(answer.tokens, [entry.id for entry in answer.completion_probabilities])
-    logprobs: list[float] = []
-    for position, token in enumerate(answer.tokens):
-        if position in certain:
-            logprobs.append(answer.completion_probabilities[certain[position]].value)
-        elif position < len(known):
-            logprobs.append(math.nan)  # handed over already, not used again
-        else:
-            context = [*body["prompt"], *answer.tokens[:position]]
-            logprobs.append(await _score(engine, body, context, token))
-    return Piece(answer.tokens, logprobs, answer.stop_type)
+    answer = await http.complete(body | {"n_predict": after.tokens_predicted}, deadline_s=deadline_s)
+    end = after.tokens_predicted - len(after.tokens)
+    agrees = (
+        len(answer.tokens) == after.tokens_predicted
+        and answer.tokens[: len(known)] == list(known)
+        and answer.tokens[end:] == after.tokens
+    )
+    if not agrees:
+        raise EngineUnavailable(http.name, "a repeated request gave other tokens than its stream")
+    return Missing(answer.tokens[len(known) : end], answer.stop_type)
 
 
-def _align(tokens: Sequence[int], entries: Sequence[int]) -> dict[int, int]:
-    """Which position of ``tokens`` an entry is certainly of, the entries being a part of the tokens, in order.
+async def score(http: LlamaCppHttp, body: dict[str, Any], context: Sequence[int], tokens: Sequence[int]) -> list[float]:
+    """Log-probabilities of ``tokens`` after ``context``, of the distribution that the request asks for.
 
-    An entry's position is certain where taking the earliest and the latest possible one agree.
+    Raises:
+        EngineUnavailable: the server does not give one.
     """
-    earliest, latest = [], []
-    position = 0
-    for entry in entries:
-        position = tokens.index(entry, position)
-        earliest.append(position)
-        position += 1
-    position = len(tokens) - 1
-    for entry in reversed(entries):
-        while tokens[position] != entry:
-            position -= 1
-        latest.append(position)
-        position -= 1
-    latest.reverse()
-    return {first: i for i, (first, last) in enumerate(zip(earliest, latest, strict=True)) if first == last}
-
-
-async def _score(engine: LlamaCppEngine, body: dict[str, Any], context: list[int], token: int) -> float:
-    """The log-probability of one token after a context, at the temperature of the request."""
-    temperature = body["temperature"] if body["post_sampling_probs"] else 1.0
-    sizes = (FIRST_CANDIDATES, ALL_CANDIDATES) if temperature == 1 else (ALL_CANDIDATES,)
-    for size in sizes:
-        logprobs = await _next_token(engine, body, context, size)
-        if token in logprobs:
-            if temperature == 1:
-                return logprobs[token]
-            scaled = [value / temperature for value in logprobs.values()]
-            top = max(scaled)
-            total = top + math.log(math.fsum(math.exp(value - top) for value in scaled))
-            return logprobs[token] / temperature - total
-    raise EngineUnavailable(engine.name, f"it gives no log-probability of token {token}")
-
-
-async def _next_token(engine: LlamaCppEngine, body: dict[str, Any], context: list[int], size: int) -> dict[int, float]:
-    """Raw log-probabilities of the ``size`` likeliest next tokens.
-
-    The token that is drawn is forced to be a plain letter, because the answer would leave out an incomplete one.
-    """
-    letter = (await engine.tokenize("a"))[-1]
+    # The token that is drawn is forced to be a plain letter, because the answer would leave out an incomplete one.
+    letters = (await http.ask("/tokenize", {"content": "a", "add_special": False}, fields=("tokens",)))["tokens"]
+    if not letters:
+        raise EngineUnavailable(http.name, "it has no token for the letter a")
     question = body | {
-        "prompt": context,
         "n_predict": 1,
-        "n_probs": size,
-        "stream": False,
         "post_sampling_probs": False,
-        "logit_bias": [[letter, FORCE]],
+        "logit_bias": [[letters[-1], FORCE]],
         "stop": [],
     }
-    answer = msgspec.convert(await engine.ask("/completion", question), Chunk)
-    if not answer.completion_probabilities:
-        raise EngineUnavailable(engine.name, "it gives no log-probabilities")
-    entry = answer.completion_probabilities[0]
-    return {candidate.id: candidate.value for candidate in [*entry.top_logprobs, entry]}
+    temperature = body["temperature"] if body["post_sampling_probs"] else 1.0
+    scores: list[float] = []
+    for position, token in enumerate(tokens):
+        prompt = {"prompt": [*context, *tokens[:position]]}
+        scores.append(await _score_one(http, question | prompt, token, temperature))
+    return scores
+
+
+async def _score_one(http: LlamaCppHttp, question: dict[str, Any], token: int, temperature: float) -> float:
+    sizes = (FIRST_CANDIDATES, ALL_CANDIDATES) if temperature == 1 else (ALL_CANDIDATES,)
+    for size in sizes:
+        answer = await http.complete(question | {"n_probs": size})
+        if not answer.completion_probabilities:
+            break
+        entry = answer.completion_probabilities[0]
+        logprobs = {candidate.id: candidate.value for candidate in [*entry.top_logprobs, entry]}
+        if token in logprobs:
+            return logprobs[token] if temperature == 1 else _at_temperature(logprobs, token, temperature)
+    raise EngineUnavailable(http.name, f"it gives no log-probability of token {token}")
+
+
+def _at_temperature(logprobs: dict[int, float], token: int, temperature: float) -> float:
+    """The log-softmax of ``logprobs / temperature`` at ``token``; ``logprobs`` are of the whole vocabulary."""
+    scaled = [value / temperature for value in logprobs.values()]
+    top = max(scaled)
+    return logprobs[token] / temperature - top - math.log(math.fsum(math.exp(value - top) for value in scaled))

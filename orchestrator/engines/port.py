@@ -100,7 +100,8 @@ class EngineInfo:
 
 TokenSink = Callable[[Sequence[int], Sequence[float] | None, str], None]
 """Called with ``(tokens, logprobs, text)`` as they arrive; never blocks. ``logprobs`` is ``None`` where the engine
-cannot give them, else as long as ``tokens``; ``text`` may be empty."""
+cannot give them, else as long as ``tokens``; ``text`` may be empty. A call without tokens and text says that the engine
+is at work, where an adapter knows that from elsewhere: it counts against a stall."""
 
 
 class Engine(Protocol):
