@@ -222,7 +222,7 @@ class MultipleWeightedRolloutDataSourceWithBuffer:
             "order": self._order(),
             "step": self._counted_steps,
             "in_batch": self._in_batch,
-            "batches_formed": getattr(self.args, BATCHES_FORMED, None),
+            "counts_rollouts": getattr(self.args, BATCHES_FORMED, None) is not None,
             "next_group": self._next_group,
             "next_sample": self._next_sample,
             "metadata": self.metadata,
@@ -247,16 +247,16 @@ class MultipleWeightedRolloutDataSourceWithBuffer:
         if rollout_id is None and root is not None:
             rollout_id = latest_checkpoint(root)
         state = None if root is None or rollout_id is None else load_checkpoint(root, rollout_id)
-        if state is not None:
+        if state is not None and rollout_id is not None:
             with self._lock:
-                self._restore(state)
+                self._restore(state, rollout_id)
         elif not begins:
             raise StateError(
                 f"there is no checkpoint of the data source for rollout {rollout_id} in {root}, and starting without it"
                 " would begin the curriculum again at step 0; set --load to where it was saved, or begin at rollout 0"
             )
 
-    def _restore(self, state: dict[str, Any]) -> None:
+    def _restore(self, state: dict[str, Any], rollout_id: int) -> None:
         try:
             if state["order"] != self._order():
                 raise ForeignState(
@@ -265,12 +265,13 @@ class MultipleWeightedRolloutDataSourceWithBuffer:
                 )
             batches, in_batch = divmod(state["in_batch"], self._options.rollout_batch_size)
             carry, counted_steps = [float(owed) for owed in state["carry"]], state["step"] + batches
-            formed, metadata = state["batches_formed"], state["metadata"]
+            counts_rollouts, metadata = state["counts_rollouts"], state["metadata"]
             next_group, next_sample = state["next_group"], state["next_sample"]
             self._sources.restore(state["sources"], self._sample)
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptState(f"the data source's checkpoint is not whole: {type(error).__name__}: {error}") from error
         self._carry, self._in_batch, self._counted_steps = carry, in_batch, counted_steps
         self._next_group, self._next_sample, self.metadata = next_group, next_sample, metadata
-        if formed is not None or hasattr(self.args, BATCHES_FORMED):
-            setattr(self.args, BATCHES_FORMED, formed)
+        if counts_rollouts or hasattr(self.args, BATCHES_FORMED):
+            # Not what was counted when it was saved: slime may have been a rollout ahead, which it now does again.
+            setattr(self.args, BATCHES_FORMED, rollout_id + 1 if counts_rollouts else None)

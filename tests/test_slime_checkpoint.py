@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +53,13 @@ def test_cut_anywhere_the_rest_is_the_same(
     data, outstanding = begin(), []
     for operation in operations[:cut]:
         perform(data, outstanding, *operation)
-    data.save(cut)
+    rollout_id = data.rollout_step - 1 if hasattr(data.args, "data_source_batches_formed") else cut
+    data.save(rollout_id)
     others = copy.deepcopy(outstanding)
     rest = [perform(data, outstanding, *operation) for operation in operations[cut:]]
 
     again = begin()
-    again.load(cut)
+    again.load(rollout_id)
     assert [perform(again, others, *operation) for operation in operations[cut:]] == rest
     assert plain(again.get_samples(9)) == plain(data.get_samples(9))
 
@@ -200,6 +202,36 @@ def test_a_checkpoint_is_whole_or_not_there(tmp_path: Path) -> None:
     again = DataSource(make_args(tmp_path, WEIGHTS))
     again.load(1)
     assert again.get_buffer_length() == 0
+
+
+def test_a_disk_that_fails_costs_nothing(tmp_path: Path) -> None:
+    data = DataSource(make_args(tmp_path, WEIGHTS))
+    data.save(1)
+    data.add_samples(data.get_samples(50))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(StateError, match="cannot be written: File too large"):
+            data.save(1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert os.listdir(tmp_path / "checkpoints" / "rollout") == ["data_source_state_1.json"]
+    again = DataSource(make_args(tmp_path, WEIGHTS))
+    again.load(1)
+    assert again.get_buffer_length() == 0
+    data.save(1)
+    again.load(1)
+    assert again.get_buffer_length() == 50
+
+
+def test_the_step_of_a_rollout_that_slime_does_again(tmp_path: Path) -> None:
+    """One rollout ahead, slime saves rollout 3 when it has logged rollout 4; after loading 3 it does 4 again."""
+    data = DataSource(make_args(tmp_path, WEIGHTS))
+    custom_rollout_log_function(4, data.args, [], {}, 0.0)
+    data.save(3)
+    again = DataSource(make_args(tmp_path, WEIGHTS))
+    again.load(3)
+    assert again.rollout_step == 4
 
 
 def test_where_nothing_can_be_written(tmp_path: Path) -> None:

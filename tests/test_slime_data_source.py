@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import sys
 import threading
 from collections.abc import Callable
 from fractions import Fraction
@@ -188,11 +190,15 @@ def test_the_order_is_a_function_of_seed_and_source(tmp_path: Path) -> None:
 
 
 def test_samples_share_nothing_that_can_be_changed(tmp_path: Path) -> None:
-    data = data_source(tmp_path, [1], rows=1)
+    messages = [{"role": "user", "content": "x"}]
+    row = {"input": messages, "answer": ["a"], "metadata": {"tests": [1, 2]}}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    data = data_source(tmp_path, [1], prompt_data=str(tmp_path / "rows.jsonl"))
     first, second = data.get_samples(1)[0]
-    first.metadata["row"] = "changed"
-    assert second.metadata["row"] == 0
-    assert data.get_samples(1)[0][0].metadata["row"] == 0
+    first.metadata["tests"].clear()
+    first.prompt[0]["content"] = first.label[0] = "changed"
+    for other in (second, *data.get_samples(1)[0]):
+        assert (other.prompt, other.label, other.metadata["tests"]) == (messages, ["a"], [1, 2])
 
 
 # -- what comes back --------------------------------------------------------------------------------------------------
@@ -318,10 +324,15 @@ def test_several_threads_share_a_data_source(tmp_path: Path) -> None:
                 taken.append(group)
 
     threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=30)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # so that threads meet in the middle of calls
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(timeout=30)
+    finally:
+        sys.setswitchinterval(interval)
     taken += data.get_samples(data.get_buffer_length())
     assert sorted(group[0].group_index for group in taken) == list(range(len(taken)))
     assert len({s.index for group in taken for s in group}) == 2 * len(taken)
