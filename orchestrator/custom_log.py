@@ -76,19 +76,17 @@ def custom_rollout_log_function(
 ) -> bool:
     """Log the sources of a rollout, and tell the data source that a batch has been formed.
 
-    The numbers are put into ``rollout_extra_metrics``, which slime logs together with its own, in one row and under its
-    own step. Where slime gives none, they go through slime's tracking, and without slime through :mod:`logging`, at
-    level INFO.
-
-    ``args.data_source_batches_formed`` is set to ``rollout_id + 1``, from which our data source knows the step: groups
+    The numbers are put into ``rollout_extra_metrics``, which slime logs in one row with its own. Where slime gives
+    none, they go through slime's tracking, and without slime through :mod:`logging`, at level INFO.
+    ``args.data_source_batches_formed`` becomes ``rollout_id + 1``, from which our data source knows the step: groups
     that are filtered away do not move the curriculum then.
 
     Args:
         rollout_id: slime's number of the rollout, from 0; the step at which the weights are evaluated.
-        args: slime's options.
+        args: slime's options, changed here.
         samples: those that will be trained on.
-        rollout_extra_metrics: metrics that slime has gathered, changed here; or ``None``.
-        rollout_time: seconds that the rollout took; not used, because slime logs it.
+        rollout_extra_metrics: what slime has gathered, changed here; or ``None``.
+        rollout_time: seconds; not used, because slime logs it.
 
     Returns:
         ``False``: true would mean that everything is logged, and slime would leave out its own metrics (response

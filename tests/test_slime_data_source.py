@@ -124,6 +124,20 @@ def test_defect_filtering_sped_the_curriculum_up(tmp_path: Path) -> None:
     assert trained == [1, 2, 3, 4, 5]
 
 
+@of_files
+@given(weights=weighted, sizes=calls, back=st.randoms(use_true_random=False))
+def test_what_comes_back_does_not_shift_the_mixture(
+    tmp_path: Path, weights: list[Any], sizes: list[int], back: Any
+) -> None:
+    """The new groups, in their order, are those of a run in which nothing ever came back."""
+    data, new = data_source(tmp_path, weights), []
+    for size in sizes:
+        groups = data.get_samples(size)
+        new += [group for group in plain(groups) if group[0]["group_index"] >= len(new)]
+        data.add_samples([group for group in groups if back.random() < 0.4])
+    assert new == plain(data_source(tmp_path, weights).get_samples(len(new)))
+
+
 def test_samples_are_tagged(tmp_path: Path) -> None:
     data = data_source(tmp_path, [3, "lambda step: 1 + step"], rollout_batch_size=4)
     groups = data.get_samples(8)
