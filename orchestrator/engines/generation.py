@@ -8,6 +8,7 @@ Invariants:
 * Tokens count under the policy version in force when they arrive.
 * An interruption ends a request, never a sample: it goes on by itself once dispatch is open.
 * No slot is held while a sample waits for its next attempt.
+* The seams between requests do not show: a stop text across one ends the response, and so does the end of the context.
 """
 
 from __future__ import annotations
@@ -15,28 +16,25 @@ from __future__ import annotations
 import random
 import zlib
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Final
+from dataclasses import dataclass
+from typing import Final, Literal
 
 import anyio
 from structlog.typing import FilteringBoundLogger
 
-from orchestrator.broadcast import Broadcast
 from orchestrator.errors import EngineError, EngineRejected, EngineStalled, EngineUnavailable, GenerationFailed
 from orchestrator.records import Sample, SampleStatus
 
+from .backoff import backoff
+from .flights import Flights
 from .port import GenerationEnd, GenerationRequest, SamplingParams
 from .slots import Member, Slots
+from .stop_texts import StopWatch, cut_at_stop, tail_tokens
 
-__all__ = ["Flights", "Generation", "GenerationSettings", "backoff"]
+__all__ = ["Generation", "GenerationSettings"]
 
-FIRST_BACKOFF_S: Final = 0.1
-MAX_BACKOFF_S: Final = 5.0
-
-
-def backoff(jitter: random.Random, failures: int) -> float:
-    """Seconds to wait after so many failures: exponential with full jitter, so that no storm of retries forms."""
-    return jitter.uniform(0, min(MAX_BACKOFF_S, FIRST_BACKOFF_S * 2**failures))
+ATTEMPTS_A_TRIAL: Final = 1 << 20
+"""Keeps the numbers of attempts, and with them the seeds, of different trials apart."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,65 +50,13 @@ class GenerationSettings:
     policy_version: Callable[[], int]
 
 
-@dataclass(slots=True, eq=False)
-class _Flight:
-    """One request under way; its scope ends it, ``was_interrupted`` says that we meant to."""
-
-    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
-    was_interrupted: bool = False
-
-
-class Flights:
-    """The requests under way.
-
-    Args:
-        changed: notified when one ends.
-    """
-
-    def __init__(self, changed: Broadcast) -> None:
-        self._flights: set[_Flight] = set()
-        self._changed = changed
-
-    def __len__(self) -> int:
-        return len(self._flights)
-
-    def begin(self) -> _Flight:
-        """A request begins."""
-        flight = _Flight()
-        self._flights.add(flight)
-        return flight
-
-    def end(self, flight: _Flight) -> None:
-        """A request has ended."""
-        self._flights.discard(flight)
-        self._changed.notify()
-
-    def interrupt(self) -> int:
-        """End all of them; returns how many."""
-        for flight in self._flights:
-            flight.was_interrupted = True
-            flight.scope.cancel()
-        return len(self._flights)
-
-    async def quiet(self) -> None:
-        """Return when there are none; the caller sets a deadline."""
-        while self._flights:
-            await self._changed.next().wait()
-
-
 class Generation:
     """Drives one sample; made anew for each time it is worked on.
 
     Args:
-        sample: fresh, or a partial rollout to go on with.
-        prompt_tokens: [P] token ids.
-        sampling: how tokens are drawn; ``max_new_tokens`` counts the whole response.
-        settings: of the pool.
-        slots: where requests get their engines.
-        flights: where requests under way are listed.
+        sample, prompt_tokens, sampling, trial: see :meth:`~orchestrator.engines.pool.EnginePool.generate`.
+        slots, flights, jitter, log: of the pool.
         detokenize: for text that no stream gave whole.
-        jitter: for waits.
-        log: for engines that go down.
     """
 
     def __init__(
@@ -123,6 +69,7 @@ class Generation:
         slots: Slots,
         flights: Flights,
         detokenize: Callable[[Sequence[int]], Awaitable[str]],
+        trial: int,
         jitter: random.Random,
         log: FilteringBoundLogger,
     ) -> None:
@@ -136,8 +83,10 @@ class Generation:
         self._jitter = jitter
         self._log = log
         self._failures = 0
-        self._attempt = 0
+        self._attempt = trial * ATTEMPTS_A_TRIAL
+        self._cuts = flights.cuts
         self._last: Member | None = None
+        self._avoided: Member | None = None
         self._text: list[str] = []
         self._text_is_whole = True
 
@@ -148,42 +97,91 @@ class Generation:
         sample = self._sample
         if sample.tokens:
             self._count_piece()
-        while not sample.is_finished:
-            if before_piece is not None:
-                before_piece(sample)
-            if not sample.tokens:
-                self._text, self._text_is_whole = [], True
-            if len(sample.tokens) >= self._sampling.max_new_tokens:
-                sample.status, sample.finish_reason = SampleStatus.TRUNCATED, "length"
-                break
-            await self._request_once()
-            if not sample.is_finished and after_piece is not None:
-                await after_piece(sample)
-        sample.text = await self._whole_text()
-
-    async def _request_once(self) -> None:
-        """One request; afterwards the sample is finished, or longer, or one failure nearer to its end."""
-        before = len(self._sample.tokens)
-        member = await self._slots.acquire(self._last, is_continued=before > 0)
         try:
-            end = await self._exchange(member, self._request())
+            while not sample.is_finished:
+                if before_piece is not None:
+                    before_piece(sample)
+                await self._piece()
+                if not sample.is_finished and after_piece is not None:
+                    await after_piece(sample)
+            sample.text = await self._whole_text()
+        except GenerationFailed:
+            sample.status = SampleStatus.FAILED
+            raise
+
+    async def _piece(self) -> None:
+        """One request, if one is needed; afterwards the sample is finished, longer, or one failure nearer its end."""
+        sample, sampling = self._sample, self._sampling
+        if len(sample.tokens) >= sampling.max_new_tokens:
+            self._finish("length")
+            return
+        watch = await self._stop_watch()
+        if watch is None:
+            self._finish("stop")
+            return
+        member = await self._slots.acquire(
+            preferred=self._last, avoided=self._avoided, is_continued=len(sample.tokens) > 0
+        )
+        try:
+            if self._forget_if_cut():
+                watch.forget()
+            before = len(sample.tokens)
+            failure = await self._request_once(member, watch)
+        finally:
+            self._slots.release(member)
+        if failure is not None:
+            await self._failed(member, failure, had_progress=len(sample.tokens) > before)
+
+    async def _stop_watch(self) -> StopWatch | None:
+        """A watch that knows the newest text; ``None``: the response ended with it, cut before its engine said so."""
+        tokens, sampling = self._sample.tokens, self._sampling
+        watch = StopWatch(sampling.stop)
+        if not tokens:
+            return watch
+        if tokens[-1] in sampling.stop_token_ids:
+            return None
+        if not sampling.stop:
+            return watch
+        newest = tokens[-tail_tokens(sampling.stop) :]
+        return None if watch.add(await self._text_of(newest)) else watch
+
+    def _forget_if_cut(self) -> bool:
+        """Begin anew if an interruption fell between two requests and partial rollouts are not kept."""
+        was_cut, self._cuts = self._cuts != self._flights.cuts, self._flights.cuts
+        if not (was_cut and self._sample.tokens) or self._settings.keep_partials:
+            return False
+        self._sample.clear()
+        return True
+
+    async def _request_once(self, member: Member, watch: StopWatch) -> EngineError | None:
+        """One request; returns its failure.
+
+        Raises:
+            GenerationFailed: the engine refused it.
+        """
+        sample = self._sample
+        before = len(sample.tokens)
+        if before == 0:
+            self._text, self._text_is_whole = [], True
+        context = member.info.context_tokens if member.info is not None else None
+        if before and context is not None and len(self._prompt_tokens) + before >= context:
+            self._finish("length")
+            return None
+        try:
+            end = await self._exchange(member, self._request(), watch)
         except EngineRejected as error:
             member.health.request_succeeded()
             member.failed += 1
-            raise GenerationFailed(f"sample {self._sample.index} was refused: {error.message}") from error
+            raise GenerationFailed(f"sample {sample.index} was refused: {error.message}") from error
         except EngineError as error:
-            failure = error
+            return error
+        if end is None:
+            self._interrupted(member)
+        elif end.reason == "abort" and len(sample.tokens) == before:
+            return EngineUnavailable(member.engine.name, "it ended a request without a token, unasked")
         else:
-            if end is None:
-                self._interrupted(member)
-                return
-            if end.reason != "abort" or len(self._sample.tokens) > before:
-                self._ended(member, end, before)
-                return
-            failure = EngineUnavailable(member.engine.name, "it ended a request without a token, unasked")
-        finally:
-            self._slots.release(member)
-        await self._failed(member, failure, had_progress=len(self._sample.tokens) > before)
+            self._ended(member, end, before)
+        return None
 
     def _request(self) -> GenerationRequest:
         sample, chunk = self._sample, self._settings.chunk_tokens
@@ -203,7 +201,7 @@ class Generation:
         self._attempt += 1
         return request
 
-    async def _exchange(self, member: Member, request: GenerationRequest) -> GenerationEnd | None:
+    async def _exchange(self, member: Member, request: GenerationRequest, watch: StopWatch) -> GenerationEnd | None:
         """Send a request and collect its tokens; ``None`` if it was interrupted.
 
         Raises:
@@ -218,6 +216,8 @@ class Generation:
             self._text.append(text)
             member.tokens += len(tokens)
             flight.scope.deadline = min(last_moment, anyio.current_time() + settings.stall_s)
+            if watch.add(text):
+                flight.stop()
 
         flight.scope.deadline = min(last_moment, anyio.current_time() + settings.stall_s)
         try:
@@ -225,9 +225,10 @@ class Generation:
                 return await member.engine.generate(request, sink)
         finally:
             self._flights.end(flight)
+        if flight.is_stopped:
+            return GenerationEnd("stop", text_complete=False)
         if flight.was_interrupted:
             return None
-        member.stalled += 1
         if anyio.current_time() >= last_moment:
             raise EngineStalled(name, f"no end of a request within {settings.request_timeout_s:g} s")
         raise EngineStalled(name, f"no token for {settings.stall_s:g} s")
@@ -235,6 +236,7 @@ class Generation:
     # -- how a request ended -------------------------------------------------------------------------------------------
 
     def _interrupted(self, member: Member) -> None:
+        self._cuts = self._flights.cuts
         member.interrupted += 1
         member.health.request_succeeded()
         if not self._settings.keep_partials:
@@ -249,10 +251,12 @@ class Generation:
             GenerationFailed: it was one too many.
         """
         member.failed += 1
+        member.stalled += isinstance(error, EngineStalled)
         if member.health.request_failed(error.message):
             self._log.warning(f"engine {member.engine.name} is down after failures in a row: {error.message}")
+            self._slots.dispatch()
         self._failures = 1 if had_progress else self._failures + 1
-        self._last = None
+        self._last, self._avoided = None, member
         if self._failures > self._settings.max_retries:
             raise GenerationFailed(
                 f"sample {self._sample.index} failed {self._failures} times without a new token, last: {error.message}"
@@ -265,7 +269,7 @@ class Generation:
         sample = self._sample
         member.completed += 1
         member.health.request_succeeded()
-        self._last = member
+        self._last, self._avoided = member, None
         gained = len(sample.tokens) - before
         self._failures = 0 if gained else self._failures
         self._text_is_whole = self._text_is_whole and end.text_complete and before == 0
@@ -274,9 +278,13 @@ class Generation:
         if end.reason == "abort":
             self._count_piece()
         elif end.reason == "stop":
-            sample.status, sample.finish_reason = SampleStatus.COMPLETED, "stop"
+            self._finish("stop")
         elif gained < asked or gained >= remaining:
-            sample.status, sample.finish_reason = SampleStatus.TRUNCATED, "length"
+            self._finish("length")
+
+    def _finish(self, reason: Literal["stop", "length"]) -> None:
+        self._sample.status = SampleStatus.COMPLETED if reason == "stop" else SampleStatus.TRUNCATED
+        self._sample.finish_reason = reason
 
     def _count_piece(self) -> None:
         """The sample goes on after an interruption or a failure."""
@@ -286,9 +294,10 @@ class Generation:
     async def _whole_text(self) -> str:
         if self._text_is_whole:
             return "".join(self._text)
+        return cut_at_stop(await self._text_of(self._sample.tokens), self._sampling.stop)
+
+    async def _text_of(self, tokens: Sequence[int]) -> str:
         try:
-            text = await self._detokenize(self._sample.tokens)
+            return await self._detokenize(tokens)
         except EngineError as error:
             raise GenerationFailed(f"sample {self._sample.index} could not be detokenised: {error.message}") from error
-        cuts = [at for stop in self._sampling.stop if (at := text.find(stop)) >= 0]
-        return text[: min(cuts)] if cuts else text

@@ -3,6 +3,8 @@
 Invariants:
 
 * Waiting for an engine to come up consumes no retries: a request is sent only to an engine whose last probe succeeded.
+* Turning text into tokens and back does not fail by an engine's fault: it goes to the next engine, or waits for one,
+  which ``status`` names. An engine that fails at it goes down and comes up only when it can do it again.
 * All engines of a run share a vocabulary; one that does not stops the daemon.
 * :meth:`EnginePool.interrupt` ends requests, never samples (``generation.py``).
 """
@@ -11,7 +13,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 import anyio
@@ -19,12 +20,14 @@ from anyio.abc import TaskStatus
 from structlog.typing import FilteringBoundLogger
 
 from orchestrator.broadcast import Broadcast
-from orchestrator.errors import EngineError, EngineStalled, EngineUnavailable
+from orchestrator.errors import EngineError, EngineRejected, EngineStalled, EngineUnavailable
 from orchestrator.records import Message, Sample
 
-from .generation import Flights, Generation, GenerationSettings, backoff
+from .backoff import backoff
+from .flights import Flights
+from .generation import Generation, GenerationSettings
 from .port import Engine, SamplingParams
-from .slots import Member, Slots
+from .slots import EngineStatistics, Member, Slots
 
 __all__ = ["EnginePool", "EngineStatistics"]
 
@@ -42,23 +45,6 @@ AUXILIARY_DEADLINE_S: Final = 60.0
 
 PROBE_TEXT: Final = "The quick brown fox, 1234567890 Größe 東京 🙂\n\t<|x|>"
 """Engines whose token ids differ on this text do not share a vocabulary."""
-
-
-@dataclass(frozen=True, slots=True)
-class EngineStatistics:
-    """One engine as ``status`` shows it; counts are of requests since the start, ``tokens`` of tokens received."""
-
-    name: str
-    state: str
-    in_flight: int
-    max_in_flight: int
-    completed: int
-    failed: int
-    stalled: int
-    interrupted: int
-    tokens: int
-    last_error: str | None
-    model: str | None
 
 
 class EnginePool:
@@ -143,7 +129,7 @@ class EnginePool:
                     await self._compare_vocabulary(member)
         except TimeoutError:
             self._probe_failed(member, f"no answer to a probe within {PROBE_DEADLINE_S:g} s")
-        except (EngineUnavailable, EngineStalled) as error:
+        except (EngineUnavailable, EngineStalled, EngineRejected) as error:
             self._probe_failed(member, error.message)
         else:
             if member.health.probe_succeeded():
@@ -155,6 +141,7 @@ class EnginePool:
         is_news = member.health.last_error != message
         if member.health.probe_failed(message) or is_news:
             self._log.warning(f"engine {member.engine.name} is down: {message}")
+        self._slots.dispatch()
 
     async def _compare_vocabulary(self, member: Member) -> None:
         """All engines give a probe text the same token ids.
@@ -181,6 +168,7 @@ class EnginePool:
         *,
         before_piece: Callable[[Sample], None] | None = None,
         after_piece: Callable[[Sample], Awaitable[None]] | None = None,
+        trial: int = 0,
     ) -> None:
         """Extend a sample until it is finished; cancellation keeps what arrived.
 
@@ -190,6 +178,7 @@ class EnginePool:
             sampling: how tokens are drawn; ``max_new_tokens`` counts the whole response.
             before_piece: called before each request; may clear the sample.
             after_piece: awaited after each request that did not finish the sample.
+            trial: of the same sample, from the start; another one is drawn with other seeds.
 
         Raises:
             GenerationFailed: retries are used up, or the engine refused the request (then caused by
@@ -203,6 +192,7 @@ class EnginePool:
             slots=self._slots,
             flights=self._flights,
             detokenize=self.detokenize,
+            trial=trial,
             jitter=self._jitter,
             log=self._log,
         )
@@ -214,7 +204,7 @@ class EnginePool:
         """Token ids of a text prompt, by any engine that is up.
 
         Raises:
-            EngineError: refused, or failing repeatedly.
+            EngineRejected: the text was refused.
         """
         return await self._ask(lambda engine: engine.tokenize(text))
 
@@ -228,29 +218,29 @@ class EnginePool:
 
     async def _ask(self, call: Callable[[Engine], Awaitable[T]]) -> T:
         failures = 0
+        failed: Member | None = None
         while True:
-            member = await self._any_up()
+            member = await self._any_up(avoided=failed)
             try:
                 with anyio.fail_after(AUXILIARY_DEADLINE_S):
                     return await call(member.engine)
-            except TimeoutError as error:
-                problem = f"no answer within {AUXILIARY_DEADLINE_S:g} s"
-                if failures >= self._settings.max_retries:
-                    raise EngineStalled(member.engine.name, problem) from error
-            except EngineUnavailable as error:
+            except (EngineUnavailable, EngineStalled) as error:
                 problem = error.message
-                if failures >= self._settings.max_retries:
-                    raise
-            member.health.request_failed(problem)
+            except TimeoutError:
+                problem = f"no answer within {AUXILIARY_DEADLINE_S:g} s"
+            if member.health.request_failed(problem):
+                self._log.warning(f"engine {member.engine.name} is down after failures in a row: {problem}")
+                self._slots.dispatch()
+            failed = member
             failures += 1
             await anyio.sleep(backoff(self._jitter, failures))
 
-    async def _any_up(self) -> Member:
+    async def _any_up(self, *, avoided: Member | None) -> Member:
         while True:
             changed = self._changed.next()
             up = [member for member in self._members if member.health.is_up]
             if up:
-                return min(up, key=lambda member: member.load)
+                return min(up, key=lambda member: (member is avoided, member.load))
             await changed.wait()
 
     # -- control -------------------------------------------------------------------------------------------------------
@@ -286,19 +276,4 @@ class EnginePool:
 
     def statistics(self) -> tuple[EngineStatistics, ...]:
         """Every engine as it is now."""
-        return tuple(
-            EngineStatistics(
-                name=member.engine.name,
-                state=member.health.state,
-                in_flight=member.in_flight,
-                max_in_flight=member.engine.max_in_flight,
-                completed=member.completed,
-                failed=member.failed,
-                stalled=member.stalled,
-                interrupted=member.interrupted,
-                tokens=member.tokens,
-                last_error=member.health.last_error,
-                model=member.info.model if member.info is not None else None,
-            )
-            for member in self._members
-        )
+        return tuple(member.statistics() for member in self._members)

@@ -7,6 +7,7 @@ What it gives is a function of the seed and of what it is asked, never of time:
   ``echo_rate`` the prompt's last word turned into an answer (see :func:`answer_of`). Token ``t`` of it does not depend
   on how the response was cut into pieces, so an interrupted and continued response is the uninterrupted one;
   :meth:`ScriptedEngine.expected_response` says what it is.
+* Stop texts and stop tokens end it where they first occur in the whole response.
 * Faults are drawn from (``seed``, sample, attempt): a request that is tried again draws anew.
 
 Invariants:
@@ -30,7 +31,7 @@ from anyio.abc import TaskStatus
 from orchestrator.errors import EngineRejected, EngineUnavailable
 from orchestrator.records import Message
 
-from .port import EngineInfo, GenerationEnd, GenerationRequest, SamplingParams, TokenSink
+from .port import EngineInfo, FinishReason, GenerationEnd, GenerationRequest, SamplingParams, TokenSink
 
 __all__ = ["ScriptedEngine", "answer_of"]
 
@@ -66,6 +67,17 @@ def answer_of(prompt: str) -> str:
     return last
 
 
+def _first_stop(tokens: Sequence[int], sampling: SamplingParams) -> int | None:
+    """How many tokens there are up to the first end: of the sequence, by a stop token, by a stop text."""
+    text = bytes(token % END_OF_SEQUENCE for token in tokens)  # as long as the tokens; the end shows as 0
+    ends = [i + 1 for i, token in enumerate(tokens) if token == END_OF_SEQUENCE or token in sampling.stop_token_ids]
+    for stop in filter(None, sampling.stop):
+        at = text.find(stop.encode())
+        if at >= 0:
+            ends.append(at + len(stop.encode()))
+    return min(ends, default=None)
+
+
 class ScriptedEngine:
     """See the module's docstring.
 
@@ -86,6 +98,7 @@ class ScriptedEngine:
         time_scale: factor on all times.
         echo_rate: share of responses that are the answer to the prompt.
         chunk: tokens handed over at a time.
+        context_tokens: of prompt and response together; a longer prompt is refused, a longer response cut.
     """
 
     def __init__(
@@ -106,6 +119,7 @@ class ScriptedEngine:
         time_scale: float = 1.0,
         echo_rate: float = 0.0,
         chunk: int = 16,
+        context_tokens: int = CONTEXT_TOKENS,
     ) -> None:
         self.name = name
         self.max_in_flight = max_in_flight
@@ -119,6 +133,7 @@ class ScriptedEngine:
         self._time_scale = time_scale
         self._echo_rate = echo_rate
         self._chunk = chunk
+        self._context_tokens = context_tokens
 
     # -- what it would say ---------------------------------------------------------------------------------------------
 
@@ -130,6 +145,12 @@ class ScriptedEngine:
         self, prompt_tokens: Sequence[int], sampling: SamplingParams, sample_index: int
     ) -> tuple[list[int], list[float]]:
         """Token ids and log-probabilities of the whole response, however it is cut into pieces."""
+        tokens, logprobs, _ = self._response(prompt_tokens, sampling, sample_index)
+        return tokens, logprobs
+
+    def _response(
+        self, prompt_tokens: Sequence[int], sampling: SamplingParams, sample_index: int
+    ) -> tuple[list[int], list[float], FinishReason]:
         draw = self._draw("response", hashlib.blake2b(array("i", prompt_tokens).tobytes()).hexdigest(), sample_index)
         if draw.random() < self._echo_rate:
             tokens = [*answer_of(self._decode(prompt_tokens)).encode(), END_OF_SEQUENCE]
@@ -141,8 +162,11 @@ class ScriptedEngine:
             tokens = list(text[:length])
             if length < sampling.max_new_tokens:
                 tokens[-1] = END_OF_SEQUENCE
-        tokens = tokens[: sampling.max_new_tokens]
-        return tokens, [-draw.random() * 3 for _ in tokens]
+        end = _first_stop(tokens, sampling)
+        room = max(0, min(sampling.max_new_tokens, self._context_tokens - len(prompt_tokens)))
+        logprobs = [-draw.random() * 3 for _ in tokens]
+        tokens = tokens[: min(end or room, room)]
+        return tokens, logprobs[: len(tokens)], "stop" if len(tokens) == end else "length"
 
     def _draw_length(self, draw: random.Random, longest: int) -> int:
         low, high = self._length or (longest, longest)
@@ -163,7 +187,7 @@ class ScriptedEngine:
 
     async def probe(self) -> EngineInfo:
         """Always well."""
-        return EngineInfo(model="scripted", context_tokens=CONTEXT_TOKENS)
+        return EngineInfo(model="scripted", context_tokens=self._context_tokens)
 
     async def tokenize(self, text: str) -> list[int]:
         """The bytes of the text."""
@@ -186,8 +210,9 @@ class ScriptedEngine:
             raise EngineRejected(self.name, "the script refuses this request")
         if fault == "failure":
             raise EngineUnavailable(self.name, "the script answers 503")
+        self._check(request.tokens)
         begin = len(request.tokens) - request.generated
-        tokens, logprobs = self.expected_response(request.tokens[:begin], request.sampling, request.sample_index)
+        tokens, logprobs, reason = self._response(request.tokens[:begin], request.sampling, request.sample_index)
         at, end = request.generated, min(len(tokens), request.generated + request.max_new_tokens)
         await self._wait(self._first_token_s)
         while at < end:
@@ -199,9 +224,17 @@ class ScriptedEngine:
             at = upto
         if fault is not None:
             await self._break(fault)
-        if at < len(tokens):
-            return GenerationEnd("length")
-        return GenerationEnd("stop" if tokens[-1] == END_OF_SEQUENCE else "length")
+        # A character may lie across two chunks, and the text of a stop does not belong to the response.
+        is_ascii = all(token < 128 or token == END_OF_SEQUENCE for token in tokens)
+        return GenerationEnd(
+            "length" if at < len(tokens) else reason, text_complete=is_ascii and not request.sampling.stop
+        )
+
+    def _check(self, tokens: Sequence[int]) -> None:
+        if len(tokens) >= self._context_tokens:
+            raise EngineRejected(self.name, f"{len(tokens)} tokens do not fit into {self._context_tokens}")
+        if not tokens or min(tokens) < 0 or max(tokens) > END_OF_SEQUENCE:
+            raise EngineRejected(self.name, f"a prompt is one or more token ids from 0 to {END_OF_SEQUENCE}")
 
     def _fault(self, request: GenerationRequest) -> tuple[str | None, int]:
         """The fault of this request, if any, and after how many tokens it strikes."""

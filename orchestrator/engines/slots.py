@@ -6,6 +6,8 @@ Invariants:
 * Continuations come before fresh prompts: their tokens are already paid for. Within each kind it is first come, first
   served.
 * Among engines with room the one asked for is taken (it holds the sample's prefix), else the least loaded.
+* An engine that just failed a sample is avoided by it while another one is up, even if that one is full: an engine that
+  fails at once is always the least loaded one and would otherwise be given everything.
 * A waiter that is cancelled leaves the queue, and gives back a slot that it was just given.
 """
 
@@ -20,7 +22,24 @@ import anyio
 from .health import Health
 from .port import Engine, EngineInfo
 
-__all__ = ["Member", "Slots"]
+__all__ = ["EngineStatistics", "Member", "Slots"]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStatistics:
+    """One engine as ``status`` shows it; counts are of requests since the start, ``tokens`` of tokens received."""
+
+    name: str
+    state: str
+    in_flight: int
+    max_in_flight: int
+    completed: int
+    failed: int
+    stalled: int
+    interrupted: int
+    tokens: int
+    last_error: str | None
+    model: str | None
 
 
 @dataclass(slots=True, eq=False)
@@ -37,6 +56,22 @@ class Member:
     interrupted: int = 0
     tokens: int = 0
 
+    def statistics(self) -> EngineStatistics:
+        """As it is now."""
+        return EngineStatistics(
+            name=self.engine.name,
+            state=self.health.state,
+            in_flight=self.in_flight,
+            max_in_flight=self.engine.max_in_flight,
+            completed=self.completed,
+            failed=self.failed,
+            stalled=self.stalled,
+            interrupted=self.interrupted,
+            tokens=self.tokens,
+            last_error=self.health.last_error,
+            model=self.info.model if self.info is not None else None,
+        )
+
     @property
     def has_room(self) -> bool:
         """Whether a request may be sent now."""
@@ -51,6 +86,7 @@ class Member:
 @dataclass(slots=True, eq=False)
 class _Waiter:
     preferred: Member | None
+    avoided: Member | None
     event: anyio.Event = field(default_factory=anyio.Event)
     member: Member | None = None
 
@@ -69,10 +105,12 @@ class Slots:
         """Requests that wait for a slot."""
         return len(self._continued) + len(self._fresh)
 
-    async def acquire(self, preferred: Member | None, *, is_continued: bool) -> Member:
+    async def acquire(
+        self, *, preferred: Member | None = None, avoided: Member | None = None, is_continued: bool = False
+    ) -> Member:
         """Wait for a slot; the caller gives it back by :meth:`release`."""
         queue = self._continued if is_continued else self._fresh
-        waiter = _Waiter(preferred)
+        waiter = _Waiter(preferred, avoided)
         queue.append(waiter)
         self.dispatch()
         try:
@@ -92,15 +130,31 @@ class Slots:
         self.dispatch()
 
     def dispatch(self) -> None:
-        """Give free slots to those who wait; to be called when an engine came up or dispatch was opened."""
-        while self.is_open and self.waiting:
-            free = [member for member in self._members if member.has_room]
-            if not free:
-                return
-            waiter = (self._continued or self._fresh).popleft()
-            preferred = waiter.preferred
-            member = preferred if preferred in free else min(free, key=lambda m: m.load)
-            assert member is not None
-            member.in_flight += 1
-            waiter.member = member
-            waiter.event.set()
+        """Give free slots to those who wait; to be called when an engine came up or went down, or dispatch opened."""
+        if not self.is_open:
+            return
+        free = [member for member in self._members if member.has_room]
+        for queue in (self._continued, self._fresh):
+            passed_over: list[_Waiter] = []
+            while queue and free:
+                waiter = queue.popleft()
+                member = self._choose(waiter, free)
+                if member is None:
+                    passed_over.append(waiter)
+                    continue
+                member.in_flight += 1
+                waiter.member = member
+                waiter.event.set()
+                if not member.has_room:
+                    free.remove(member)
+            queue.extendleft(reversed(passed_over))
+
+    def _choose(self, waiter: _Waiter, free: Sequence[Member]) -> Member | None:
+        """The engine for a waiter; ``None`` if it should wait for another one."""
+        if waiter.preferred in free:
+            return waiter.preferred
+        others = [member for member in free if member is not waiter.avoided]
+        if others:
+            return min(others, key=lambda member: member.load)
+        has_choice = any(member.health.is_up and member is not waiter.avoided for member in self._members)
+        return None if has_choice else waiter.avoided
