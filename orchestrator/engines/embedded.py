@@ -76,6 +76,7 @@ class EmbeddedEngine:
         self._arguments = [str(slots), str(context_tokens), str(threads)]
         self._logprobs: Literal["temperature", "raw"] = logprobs
         self._server: LlamaCppEngine | None = None
+        self._url: str | None = None
         self._process: Process | None = None
         self._last_words: deque[str] = deque(maxlen=LAST_WORDS)
         self._starts = 0
@@ -84,6 +85,11 @@ class EmbeddedEngine:
     def pid(self) -> int | None:
         """Process id of the server; ``None`` while there is none."""
         return self._process.pid if self._process is not None else None
+
+    @property
+    def url(self) -> str | None:
+        """Address of the server, for other clients; ``None`` while it does not serve. It changes with every start."""
+        return self._url if self._server is not None else None
 
     # -- the child -----------------------------------------------------------------------------------------------------
 
@@ -127,6 +133,7 @@ class EmbeddedEngine:
                     url = await self._address(process)
                     if url is not None:
                         was_served = True
+                        self._url = url
                         self._server = LlamaCppEngine(
                             name=self.name, url=url, max_in_flight=self.max_in_flight, logprobs=self._logprobs
                         )

@@ -31,6 +31,7 @@ from orchestrator.records import Message
 
 from .llamacpp_gaps import missing_tokens, score
 from .llamacpp_http import Chunk, LlamaCppHttp
+from .llamacpp_text import LlamaCppText
 from .port import EngineInfo, FinishReason, GenerationEnd, GenerationRequest, SamplingParams, TokenSink
 
 __all__ = ["LlamaCppEngine"]
@@ -79,6 +80,7 @@ class LlamaCppEngine:
         self.max_in_flight = max_in_flight
         self._logprobs: Literal["temperature", "raw"] = logprobs
         self._http = LlamaCppHttp(name=name, url=url, max_streams=max_in_flight, connect_timeout_s=connect_timeout_s)
+        self._text = LlamaCppText(self._http)
 
     # -- the port ------------------------------------------------------------------------------------------------------
 
@@ -113,23 +115,15 @@ class LlamaCppEngine:
 
     async def tokenize(self, text: str) -> list[int]:
         """``/tokenize``, with the special tokens that a text begins with."""
-        return await self._tokenize({"content": text, "add_special": True, "parse_special": False})
+        return await self._text.tokenize(text)
 
     async def tokenize_chat(self, messages: Sequence[Message], template_kwargs: dict[str, Any]) -> list[int]:
-        """``/apply-template``, then ``/tokenize`` (the template writes the special tokens itself)."""
-        body = {"messages": list(messages), "chat_template_kwargs": template_kwargs}
-        prompt = (await self._http.ask("/apply-template", body, fields=("prompt",)))["prompt"]
-        return await self._tokenize({"content": prompt, "add_special": False, "parse_special": True})
-
-    async def _tokenize(self, body: dict[str, Any]) -> list[int]:
-        tokens = (await self._http.ask("/tokenize", body, fields=("tokens",)))["tokens"]
-        if not isinstance(tokens, list) or not all(isinstance(token, int) for token in tokens):
-            raise EngineUnavailable(self.name, "/tokenize gave something else than token ids")
-        return tokens
+        """``/apply-template``, then ``/tokenize``."""
+        return await self._text.tokenize_chat(messages, template_kwargs)
 
     async def detokenize(self, tokens: Sequence[int]) -> str:
-        """``/detokenize``."""
-        return str((await self._http.ask("/detokenize", {"tokens": list(tokens)}, fields=("content",)))["content"])
+        """``/detokenize``, without control tokens."""
+        return await self._text.detokenize(tokens)
 
     async def aclose(self) -> None:
         """Close all connections."""

@@ -141,7 +141,7 @@ class Engine(Protocol):
         ...
 
     async def detokenize(self, tokens: Sequence[int]) -> str:
-        """Text of the token ids; bytes that are not UTF-8 become U+FFFD."""
+        """Text of the token ids, without control tokens; bytes that are not UTF-8 become U+FFFD."""
         ...
 
     async def generate(self, request: GenerationRequest, sink: TokenSink) -> GenerationEnd:

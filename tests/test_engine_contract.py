@@ -1,0 +1,290 @@
+"""The contract of the engine port, the same tests for every adapter; a new adapter is a new parameter."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import anyio
+import pytest
+
+from orchestrator.engines import Engine, ScriptedEngine
+from orchestrator.engines.embedded import EmbeddedEngine
+from orchestrator.engines.llamacpp import LlamaCppEngine
+from orchestrator.engines.tiny_model import END, write_tiny_model
+from orchestrator.errors import EngineRejected
+from tests.engine_pools import DEADLINE_S, Got, ask, request, running_engine
+
+CONTEXT_TOKENS = 1024
+PROMPT = list(b"Once upon a time")
+SEEDS = range(8)
+TOLERANCE = 1e-3
+"""Of log-probabilities: what other requests in the same computed batch change is below."""
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="module")
+async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[EmbeddedEngine]:
+    """A real llama.cpp server on the tiny model."""
+    engine = EmbeddedEngine(name="embedded", workdir=tmp_path_factory.mktemp("embedded"), context_tokens=CONTEXT_TOKENS)
+    async with running_engine(engine):
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def url(server: EmbeddedEngine) -> str:
+    assert server.url is not None
+    return server.url
+
+
+@pytest.fixture(params=["scripted", "llamacpp", "embedded"])
+async def engine(request: pytest.FixtureRequest, server: EmbeddedEngine, url: str) -> AsyncIterator[Engine]:
+    match request.param:
+        case "scripted":
+            yield ScriptedEngine(
+                name="scripted", time_scale=0, chunk=3, length=(20, 200), context_tokens=CONTEXT_TOKENS
+            )
+        case "llamacpp":
+            remote = LlamaCppEngine(name="llamacpp", url=url)
+            yield remote
+            await remote.aclose()
+        case _:
+            yield server
+
+
+@pytest.fixture
+async def remote(url: str) -> AsyncIterator[LlamaCppEngine]:
+    engine = LlamaCppEngine(name="llamacpp", url=url)
+    yield engine
+    await engine.aclose()
+
+
+def end_of_sequence(engine: Engine) -> int:
+    return 256 if isinstance(engine, ScriptedEngine) else END
+
+
+async def post(url: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    """Straight to the server, by nothing of ours."""
+    async with aiohttp.ClientSession() as session, session.post(url + path, json=body) as answer:
+        assert answer.status == 200, await answer.text()
+        return dict(await answer.json())
+
+
+async def second_opinion(url: str, context: Sequence[int], token: int, temperature: float) -> float:
+    """The log-probability of a token, from the raw log-probabilities of the whole vocabulary.
+
+    The token that the server draws does not matter, but if it is incomplete UTF-8 nothing is reported: drawn again.
+    """
+    for seed in range(200):
+        body = {"prompt": list(context), "n_predict": 1, "n_probs": 1000, "seed": seed, "temperature": 1.0}
+        answer = await post(url, "/completion", body | {"samplers": ["temperature"], "ignore_eos": False})
+        if answer["completion_probabilities"]:
+            break
+    top = answer["completion_probabilities"][0]["top_logprobs"]
+    scaled = {entry["id"]: entry["logprob"] / temperature for entry in top}
+    assert len(scaled) == 259
+    return scaled[token] - math.log(math.fsum(math.exp(value) for value in scaled.values()))
+
+
+async def assert_scored(url: str, prompt: Sequence[int], got: Got, temperature: float = 1.0) -> None:
+    for at, token in enumerate(got.tokens):
+        expected = await second_opinion(url, [*prompt, *got.tokens[:at]], token, temperature)
+        assert got.logprobs[at] == pytest.approx(expected, abs=TOLERANCE), (at, token)
+
+
+async def longest(engine: Engine, *, n: int, at_least: int) -> tuple[int, Got]:
+    """A seed whose response has some length, and that response."""
+    for seed in range(100):
+        got = await ask(engine, request(PROMPT, n=n, seed=seed, index=seed))
+        if len(got.tokens) >= at_least:
+            return seed, got
+    pytest.fail(f"no response of {at_least} tokens")
+
+
+# -- how a response ends ----------------------------------------------------------------------------------------------
+
+
+async def test_a_response_ends_with_the_end_of_sequence_among_its_tokens(engine: Engine) -> None:
+    for seed in SEEDS:
+        got = await ask(engine, request(PROMPT, n=CONTEXT_TOKENS // 2, seed=seed, index=seed))
+        assert got.end is not None
+        assert got.end.reason == "stop"
+        assert got.tokens.count(end_of_sequence(engine)) == 1
+        assert got.tokens[-1] == end_of_sequence(engine)
+        assert len(got.logprobs) == len(got.tokens)
+        assert all(logprob <= 0 for logprob in got.logprobs)
+        assert got.end.text_complete
+        assert got.text == await engine.detokenize(got.tokens[:-1])
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+async def test_a_response_is_cut_at_max_new_tokens(engine: Engine, n: int) -> None:
+    reasons = set()
+    for seed in SEEDS:
+        got = await ask(engine, request(PROMPT, n=n, seed=seed, index=seed))
+        assert got.end is not None
+        reasons.add(got.end.reason)
+        assert len(got.tokens) == n if got.end.reason == "length" else len(got.tokens) <= n
+    assert "length" in reasons
+
+
+async def test_a_stop_text_ends_a_response(engine: Engine) -> None:
+    seed, free = await longest(engine, n=64, at_least=30)
+    stop = bytes(free.tokens[17:20]).decode()
+    begin = bytes(free.tokens[:-1]).index(stop.encode())
+    got = await ask(engine, request(PROMPT, n=64, seed=seed, index=seed, stop=(stop, "never said")))
+    assert got.end is not None
+    assert got.end.reason == "stop"
+    assert got.tokens == free.tokens[: begin + len(stop)]
+    if got.end.text_complete:
+        assert got.text == bytes(free.tokens[:begin]).decode()
+
+
+async def test_a_stop_token_ends_a_response_and_belongs_to_it(engine: Engine) -> None:
+    seed, free = await longest(engine, n=64, at_least=30)
+    stop = free.tokens[13]
+    got = await ask(engine, request(PROMPT, n=64, seed=seed, index=seed, stop_token_ids=(stop,)))
+    assert got.end is not None
+    assert got.end.reason == "stop"
+    assert got.tokens == free.tokens[: free.tokens.index(stop) + 1]
+    assert len(got.logprobs) == len(got.tokens)
+
+
+# -- draws ------------------------------------------------------------------------------------------------------------
+
+
+async def test_the_same_request_gives_the_same_response(engine: Engine) -> None:
+    first = await ask(engine, request(PROMPT, n=40, seed=5, index=5))
+    second = await ask(engine, request(PROMPT, n=40, seed=5, index=5))
+    assert first.tokens == second.tokens
+    assert first.logprobs == pytest.approx(second.logprobs, abs=TOLERANCE)
+
+
+async def test_other_seeds_give_other_responses(engine: Engine) -> None:
+    responses = {tuple((await ask(engine, request(PROMPT, n=40, seed=s, index=s))).tokens) for s in SEEDS}
+    assert len(responses) == len(SEEDS)
+
+
+async def test_a_greedy_response_that_was_cut_and_continued_is_the_uninterrupted_one(engine: Engine) -> None:
+    whole = await ask(engine, request(PROMPT, n=32, temperature=0.0))
+    for cut in (1, 7, len(whole.tokens) - 1):
+        begun = await ask(engine, request(PROMPT, n=cut, temperature=0.0, max_new_tokens=32))
+        assert begun.tokens == whole.tokens[:cut]
+        rest = await ask(engine, request(PROMPT, generated=begun.tokens, n=32 - cut, temperature=0.0, attempt=1))
+        assert begun.tokens + rest.tokens == whole.tokens
+        assert begun.logprobs + rest.logprobs == pytest.approx(whole.logprobs, abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+async def test_log_probabilities_equal_a_second_scoring_by_the_server(
+    remote: LlamaCppEngine, url: str, temperature: float
+) -> None:
+    got = await ask(remote, request(PROMPT, n=48, seed=3, temperature=temperature))
+    assert len(got.tokens) > 10
+    await assert_scored(url, PROMPT, got, temperature)
+
+
+async def test_raw_log_probabilities_do_not_know_of_the_temperature(url: str) -> None:
+    engine = LlamaCppEngine(name="raw", url=url, logprobs="raw")
+    got = await ask(engine, request(PROMPT, n=32, seed=3, temperature=0.7, top_k=20, top_p=0.9, min_p=0.01))
+    await engine.aclose()
+    await assert_scored(url, PROMPT, got, 1.0)
+
+
+# -- cancellation -----------------------------------------------------------------------------------------------------
+
+
+async def test_a_cancelled_request_frees_its_slot(tmp_path: Path) -> None:
+    write_tiny_model(tmp_path / "endless.gguf", mean_tokens=1e12)
+    n = 6000
+    server = EmbeddedEngine(
+        name="one", workdir=tmp_path, model=tmp_path / "endless.gguf", slots=1, context_tokens=8000
+    )
+    async with running_engine(server):
+        assert server.url is not None
+        got = Got()
+        with anyio.CancelScope() as scope:
+
+            def sink(tokens: Sequence[int], logprobs: Sequence[float] | None, text: str) -> None:
+                got.sink(tokens, logprobs, text)
+                scope.cancel()
+
+            await server.generate(request(PROMPT, n=n), sink)
+        assert scope.cancelled_caught
+        assert len(got.tokens) >= 1
+        assert len((await ask(server, request(PROMPT, n=10))).tokens) == 10
+        async with aiohttp.ClientSession() as session, session.get(server.url + "/metrics") as answer:
+            lines = (await answer.text()).splitlines()
+        predicted = next(line for line in lines if line.startswith("llamacpp:tokens_predicted_total"))
+        assert float(predicted.split()[1]) < n / 2
+
+
+async def test_a_cancelled_request_keeps_what_it_handed_over(engine: Engine) -> None:
+    got = Got()
+    with anyio.CancelScope() as scope:
+
+        def sink(tokens: Sequence[int], logprobs: Sequence[float] | None, text: str) -> None:
+            got.sink(tokens, logprobs, text)
+            if len(got.tokens) >= 4:
+                scope.cancel()
+
+        await engine.generate(request(PROMPT, n=64, temperature=0.0), sink)
+    whole = await ask(engine, request(PROMPT, n=64, temperature=0.0))
+    assert whole.tokens[: len(got.tokens)] == got.tokens
+    assert len(got.tokens) >= 4
+
+
+# -- what is refused --------------------------------------------------------------------------------------------------
+
+
+async def test_a_prompt_beyond_the_context_is_refused(engine: Engine) -> None:
+    info = await engine.probe()
+    assert info.context_tokens == CONTEXT_TOKENS
+    with pytest.raises(EngineRejected):
+        await ask(engine, request(list(b"x" * (CONTEXT_TOKENS + 1))))
+
+
+@pytest.mark.parametrize("token", [-1, 100_000])
+async def test_token_ids_outside_of_the_vocabulary_are_refused(engine: Engine, token: int) -> None:
+    with pytest.raises(EngineRejected):
+        await ask(engine, request([*PROMPT, token]))
+
+
+# -- text and tokens --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["a", "The quick brown fox.\n", "Größe — 東京 🙂", " two  spaces "])
+async def test_text_survives_the_way_through_tokens(engine: Engine, text: str) -> None:
+    assert await engine.detokenize(await engine.tokenize(text)) == text
+
+
+async def test_a_chat_becomes_tokens_that_are_ready_for_the_answer(engine: Engine) -> None:
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 1+1?"}]
+    text = await engine.detokenize(await engine.tokenize_chat(messages, {}))
+    assert text.index("system") < text.index("Be brief.") < text.index("user") < text.index("What is 1+1?")
+    assert "assistant" in text[text.index("What is 1+1?") :]
+    got = await ask(engine, request(await engine.tokenize_chat(messages, {}), n=4))
+    assert got.tokens
+
+
+async def test_many_requests_at_once_do_not_mix(engine: Engine) -> None:
+    prompts = [list(f"prompt number {i}:".encode()) for i in range(12)]
+    alone = [await ask(engine, request(prompt, n=24, temperature=0.0, index=i)) for i, prompt in enumerate(prompts)]
+    together: dict[int, Got] = {}
+
+    async def one(i: int) -> None:
+        together[i] = await ask(engine, request(prompts[i], n=24, temperature=0.0, index=i))
+
+    with anyio.fail_after(DEADLINE_S):
+        async with anyio.create_task_group() as tasks:
+            for i in range(len(prompts)):
+                tasks.start_soon(one, i)
+    for i, got in enumerate(alone):
+        assert together[i].tokens == got.tokens
