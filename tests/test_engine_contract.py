@@ -204,9 +204,7 @@ async def test_raw_log_probabilities_do_not_know_of_the_temperature(url: str) ->
 async def test_a_cancelled_request_frees_its_slot(tmp_path: Path) -> None:
     write_tiny_model(tmp_path / "endless.gguf", mean_tokens=1e12)
     n = 6000
-    server = EmbeddedEngine(
-        name="one", workdir=tmp_path, model=tmp_path / "endless.gguf", slots=1, context_tokens=8000
-    )
+    server = EmbeddedEngine(name="one", workdir=tmp_path, model=tmp_path / "endless.gguf", slots=1, context_tokens=8000)
     async with running_engine(server):
         assert server.url is not None
         got = Got()
