@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import aiohttp
 import anyio
@@ -22,7 +22,7 @@ import orjson
 
 from orchestrator.errors import EngineRejected, EngineStalled, EngineUnavailable
 
-__all__ = ["Chunk", "LlamaCppHttp", "Probability"]
+__all__ = ["Chunk", "LlamaCppHttp", "Probability", "TokenId"]
 
 MAX_LINE_BYTES: Final = 16 << 20
 """The last line of a stream repeats the prompt; a million tokens of it fit."""
@@ -40,6 +40,10 @@ SPARE_CONNECTIONS: Final = 4
 
 LOWEST_PROBABILITY: Final = 1e-38
 """A sampled token whose probability was rounded to 0 gets a finite log-probability."""
+
+
+TokenId = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
+"""Samples hold 4 bytes a token."""
 
 
 class Probability(msgspec.Struct):
@@ -67,7 +71,7 @@ class Chunk(msgspec.Struct):
     """What is used of an event of a stream, or of an answer without one."""
 
     content: str = ""
-    tokens: list[int] = []
+    tokens: list[TokenId] = []
     tokens_predicted: int = 0
     completion_probabilities: list[Probability] = []
     stop: bool = False
@@ -95,10 +99,9 @@ class LlamaCppHttp:
         self._connect_timeout_s = connect_timeout_s
         self._session: aiohttp.ClientSession | None = None
         self._is_closed = False
+        self._under_way: set[anyio.CancelScope] = set()
 
     def _open(self) -> aiohttp.ClientSession:
-        if self._is_closed:
-            raise EngineUnavailable(self.name, "its connections were closed")
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 # A connection a request: the server ends idle ones after 5 s or 100 requests, which a request that is
@@ -109,14 +112,30 @@ class LlamaCppHttp:
         return self._session
 
     async def aclose(self) -> None:
-        """Close all connections, for good."""
+        """Close all connections, for good; what is under way ends with ``EngineUnavailable``."""
         self._is_closed = True
+        for scope in self._under_way:  # a session that closes leaves its readers waiting
+            scope.cancel()
         session, self._session = self._session, None
         if session is not None:
             await session.close()
 
     @asynccontextmanager
     async def _request(self, method: str, path: str, body: Any = None) -> AsyncIterator[aiohttp.ClientResponse]:
+        scope = anyio.CancelScope()
+        if not self._is_closed:
+            self._under_way.add(scope)
+            try:
+                with scope:
+                    async with self._exchange(method, path, body) as response:
+                        yield response
+                    return
+            finally:
+                self._under_way.discard(scope)
+        raise EngineUnavailable(self.name, "its connections were closed")
+
+    @asynccontextmanager
+    async def _exchange(self, method: str, path: str, body: Any) -> AsyncIterator[aiohttp.ClientResponse]:
         data = None if body is None else orjson.dumps(body)
         headers = {"Content-Type": "application/json"}
         try:
@@ -197,7 +216,7 @@ class LlamaCppHttp:
                 return
             try:
                 chunk = _decode(line)
-            except msgspec.MsgspecError as error:
+            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
                 raise EngineUnavailable(self.name, f"not what a llama.cpp server streams: {error}") from error
             if chunk.error is not None:
                 self._raise(chunk.error.code, chunk.error.message)
