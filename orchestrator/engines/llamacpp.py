@@ -24,14 +24,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 import anyio
-import msgspec
 from anyio.abc import TaskStatus
 
 from orchestrator.errors import EngineError, EngineRejected, EngineUnavailable
 from orchestrator.records import Message
 
 from .llamacpp_gaps import missing_tokens, score
-from .llamacpp_http import Chunk, LlamaCppHttp, TokenId
+from .llamacpp_http import Chunk, LlamaCppHttp
 from .llamacpp_text import LlamaCppText
 from .port import EngineInfo, FinishReason, GenerationEnd, GenerationRequest, SamplingParams, TokenSink
 

@@ -16,10 +16,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from orchestrator.errors import EngineUnavailable
 from orchestrator.records import Message
 
-from .llamacpp_http import LlamaCppHttp
+from .llamacpp_http import LlamaCppHttp, TokenId
 
 __all__ = ["LlamaCppText"]
 
@@ -72,6 +74,9 @@ class LlamaCppText:
     async def _tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         body = {"content": text, "add_special": add_special, "parse_special": parse_special}
         tokens = (await self._http.ask("/tokenize", body, fields=("tokens",)))["tokens"]
-        if not isinstance(tokens, list) or not all(isinstance(token, int) for token in tokens):
-            raise EngineUnavailable(self._http.name, "/tokenize gave something else than token ids")
-        return tokens
+        try:
+            return msgspec.convert(tokens, list[TokenId])
+        except msgspec.ValidationError as error:
+            raise EngineUnavailable(
+                self._http.name, f"/tokenize gave something else than token ids: {error}"
+            ) from error
