@@ -82,6 +82,7 @@ class FaultServer:
     url: str = ""
     requests: list[tuple[str, Any]] = field(default_factory=list)
     open_connections: int = 0
+    left: anyio.Event = field(default_factory=anyio.Event)
 
     def count(self, path: str) -> int:
         return sum(asked == path for asked, _ in self.requests)
@@ -95,6 +96,13 @@ class FaultServer:
             pass  # the client left, as clients do
         finally:
             self.open_connections -= 1
+            self.left.set()
+
+    async def empty(self) -> None:
+        """Return when no client is connected; the caller sets a deadline."""
+        while self.open_connections:
+            self.left = anyio.Event()
+            await self.left.wait()
 
     async def _exchange(self, client: SocketStream) -> None:
         received = b""

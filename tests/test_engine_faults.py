@@ -12,7 +12,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from orchestrator.engines import SamplingParams, ScriptedEngine
+from orchestrator.engines import SamplingParams
 from orchestrator.engines import llamacpp_http as http_module
 from orchestrator.engines.llamacpp import LlamaCppEngine
 from orchestrator.engines.llamacpp_gaps import _at_temperature, missing_tokens
@@ -210,8 +210,7 @@ async def test_leaving_a_stream_closes_its_connection() -> None:
         with anyio.CancelScope() as scope:
             await engine.generate(request(PROMPT), lambda *_: scope.cancel())
         with anyio.fail_after(DEADLINE_S):
-            while server.open_connections:
-                await anyio.sleep(0.001)
+            await server.empty()
 
 
 # -- through the pool -------------------------------------------------------------------------------------------------
