@@ -193,6 +193,7 @@ class GroupRunner:
             self._settings.sampling,
             before_piece=self._forget_if_stale,
             after_piece=after_piece,
+            trial=sample.metadata.get("replaces_failed", 0),
         )
 
     def _forget_if_stale(self, sample: Sample) -> None:
