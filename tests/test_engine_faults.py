@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -14,12 +17,15 @@ from hypothesis import given, settings
 
 from orchestrator.engines import SamplingParams
 from orchestrator.engines import llamacpp_http as http_module
+from orchestrator.engines import pool as pool_module
+from orchestrator.engines.embedded import EmbeddedEngine
 from orchestrator.engines.llamacpp import LlamaCppEngine
 from orchestrator.engines.llamacpp_gaps import _at_temperature, missing_tokens
 from orchestrator.engines.llamacpp_http import Chunk, LlamaCppHttp
+from orchestrator.engines.tiny_model import write_tiny_model
 from orchestrator.errors import EngineError, EngineRejected, EngineStalled, EngineUnavailable, GenerationFailed
 from orchestrator.records import Sample
-from tests.engine_pools import DEADLINE_S, Got, request, running_pool
+from tests.engine_pools import DEADLINE_S, Got, ask, request, running_engine, running_pool
 from tests.http_faults import (
     SILENCE,
     FaultServer,
@@ -352,3 +358,76 @@ def test_log_probabilities_at_another_temperature_are_those_of_the_sharpened_dis
     assert math.fsum(map(math.exp, sharp)) == pytest.approx(1)
     for i, logit in enumerate(logits):
         assert sharp[i] - sharp[0] == pytest.approx((logit - logits[0]) / temperature, abs=1e-6)
+
+
+# -- a server of our own that dies ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that never ends a response by itself."""
+    path = tmp_path_factory.mktemp("models") / "endless.gguf"
+    write_tiny_model(path, mean_tokens=1e12)
+    return path
+
+
+async def test_while_a_killed_server_is_started_again_everything_is_unavailable(tmp_path: Path, endless: Path) -> None:
+    engine = EmbeddedEngine(name="e", workdir=tmp_path, model=endless)
+    async with running_engine(engine):
+        first, was_refused = engine.pid, False
+        assert first is not None
+        os.kill(first, signal.SIGKILL)
+        with anyio.fail_after(DEADLINE_S):
+            while engine.url is None or engine.pid == first:
+                if engine.url is None:
+                    for call in (engine.probe(), engine.tokenize("x"), engine.generate(request(PROMPT), Got().sink)):
+                        with pytest.raises(EngineUnavailable):
+                            await call
+                    was_refused = True
+                await anyio.sleep(0.005)
+        assert was_refused
+        assert len((await ask(engine, request(PROMPT, n=8))).tokens) == 8
+    assert not Path(f"/proc/{first}").exists(), "collected, no zombie"
+
+
+async def test_a_sample_is_whole_although_its_server_was_killed(
+    tmp_path: Path, endless: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_module, "DOWN_CHECK_INTERVAL_S", 0.05)
+    monkeypatch.setattr(pool_module, "HEALTH_CHECK_INTERVAL_S", 0.05)
+    engine = EmbeddedEngine(name="e", workdir=tmp_path, model=endless)
+    sample = Sample(index=0)
+    whole = sampling(1200)
+    async with running_pool(engine, max_retries=1000) as pool, anyio.create_task_group() as tasks:
+        tasks.start_soon(pool.generate, sample, PROMPT, whole)
+        with anyio.fail_after(DEADLINE_S):
+            while len(sample.tokens) < 100:
+                await anyio.lowlevel.checkpoint()
+        assert engine.pid is not None
+        os.kill(engine.pid, signal.SIGKILL)
+    assert len(sample.tokens) == 1200
+    assert sample.logprobs is not None
+    assert len(sample.logprobs) == 1200
+    assert sample.text == bytes(list(sample.tokens)).decode()
+    assert sample.metadata["pieces"] >= 2
+
+
+async def test_no_process_is_left_behind_by_a_cancelled_run(tmp_path: Path, endless: Path) -> None:
+    engine = EmbeddedEngine(name="e", workdir=tmp_path, model=endless)
+    async with running_engine(engine):
+        pid = engine.pid
+        assert Path(f"/proc/{pid}").exists()
+    assert not Path(f"/proc/{pid}").exists(), "ended and collected"
+    assert (engine.pid, engine.url) == (None, None)
+
+
+async def test_no_process_is_left_behind_by_a_cancelled_start(tmp_path: Path, endless: Path) -> None:
+    engine = EmbeddedEngine(name="e", workdir=tmp_path, model=endless)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(tasks.start, engine.run)
+        with anyio.fail_after(DEADLINE_S):
+            while engine.pid is None:
+                await anyio.lowlevel.checkpoint()
+        pid = engine.pid
+        tasks.cancel_scope.cancel()
+    assert not Path(f"/proc/{pid}").exists()

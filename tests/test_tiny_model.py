@@ -73,9 +73,9 @@ async def test_the_first_token_is_far_from_certain(server: EmbeddedEngine) -> No
     assert server.url is not None
     body = {"n_predict": 1, "n_probs": 1000, "samplers": ["temperature"], "temperature": 1.0}
     for prompt in (b"a", b"12+30=", b"Once upon a time"):
-        async with aiohttp.ClientSession() as session:
-            async with session.post(server.url + "/completion", json=body | {"prompt": list(prompt)}) as answer:
-                top = (await answer.json())["completion_probabilities"][0]["top_logprobs"]
+        asked = body | {"prompt": list(prompt)}
+        async with aiohttp.ClientSession() as session, session.post(server.url + "/completion", json=asked) as answer:
+            top = (await answer.json())["completion_probabilities"][0]["top_logprobs"]
         logprobs = {entry["id"]: entry["logprob"] for entry in top}
         assert len(logprobs) == PAD + 1
         assert math.fsum(map(math.exp, logprobs.values())) == pytest.approx(1, abs=1e-4)
