@@ -34,7 +34,9 @@ def anyio_backend() -> str:
 @pytest.fixture(scope="module")
 async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[EmbeddedEngine]:
     """A real llama.cpp server on the tiny model."""
-    engine = EmbeddedEngine(name="embedded", workdir=tmp_path_factory.mktemp("embedded"), context_tokens=CONTEXT_TOKENS)
+    engine = EmbeddedEngine(
+        name="embedded", workdir=tmp_path_factory.mktemp("embedded"), context_tokens=CONTEXT_TOKENS, threads=1
+    )
     async with running_engine(engine):
         yield engine
 
@@ -205,7 +207,9 @@ async def test_raw_log_probabilities_do_not_know_of_the_temperature(url: str) ->
 async def test_a_cancelled_request_frees_its_slot(tmp_path: Path) -> None:
     write_tiny_model(tmp_path / "endless.gguf", mean_tokens=1e12)
     n = 6000
-    server = EmbeddedEngine(name="one", workdir=tmp_path, model=tmp_path / "endless.gguf", slots=1, context_tokens=8000)
+    server = EmbeddedEngine(
+        name="one", workdir=tmp_path, model=tmp_path / "endless.gguf", slots=1, context_tokens=8000, threads=1
+    )
     async with running_engine(server):
         assert server.url is not None
         got = Got()
@@ -302,7 +306,9 @@ async def byte_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator
     """A server on a model that says all bytes alike: a quarter of its tokens are lead bytes."""
     folder = tmp_path_factory.mktemp("bytes")
     write_tiny_model(folder / "bytes.gguf", ascii_only=False, mean_tokens=400)
-    engine = EmbeddedEngine(name="bytes", workdir=folder, model=folder / "bytes.gguf", context_tokens=CONTEXT_TOKENS)
+    engine = EmbeddedEngine(
+        name="bytes", workdir=folder, model=folder / "bytes.gguf", context_tokens=CONTEXT_TOKENS, threads=1
+    )
     async with running_engine(engine):
         yield engine
 

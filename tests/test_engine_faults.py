@@ -372,7 +372,7 @@ def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 async def test_while_a_killed_server_is_started_again_everything_is_unavailable(tmp_path: Path, endless: Path) -> None:
-    engine = EmbeddedEngine(name="e", workdir=tmp_path, model=endless)
+    engine = EmbeddedEngine(name="e", workdir=tmp_path, model=endless, threads=1)
     async with running_engine(engine):
         first, was_refused = engine.pid, False
         assert first is not None
@@ -395,7 +395,7 @@ async def test_a_sample_is_whole_although_its_server_was_killed(
 ) -> None:
     monkeypatch.setattr(pool_module, "DOWN_CHECK_INTERVAL_S", 0.05)
     monkeypatch.setattr(pool_module, "HEALTH_CHECK_INTERVAL_S", 0.05)
-    engine = EmbeddedEngine(name="e", workdir=tmp_path, model=endless)
+    engine = EmbeddedEngine(name="e", workdir=tmp_path, model=endless, threads=1)
     sample = Sample(index=0)
     whole = sampling(1200)
     async with running_pool(engine, max_retries=1000) as pool, anyio.create_task_group() as tasks:
@@ -413,7 +413,7 @@ async def test_a_sample_is_whole_although_its_server_was_killed(
 
 
 async def test_no_process_is_left_behind_by_a_cancelled_run(tmp_path: Path, endless: Path) -> None:
-    engine = EmbeddedEngine(name="e", workdir=tmp_path, model=endless)
+    engine = EmbeddedEngine(name="e", workdir=tmp_path, model=endless, threads=1)
     async with running_engine(engine):
         pid = engine.pid
         assert Path(f"/proc/{pid}").exists()
@@ -422,7 +422,7 @@ async def test_no_process_is_left_behind_by_a_cancelled_run(tmp_path: Path, endl
 
 
 async def test_no_process_is_left_behind_by_a_cancelled_start(tmp_path: Path, endless: Path) -> None:
-    engine = EmbeddedEngine(name="e", workdir=tmp_path, model=endless)
+    engine = EmbeddedEngine(name="e", workdir=tmp_path, model=endless, threads=1)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(tasks.start, engine.run)
         with anyio.fail_after(DEADLINE_S):

@@ -28,7 +28,9 @@ def anyio_backend() -> str:
 async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[EmbeddedEngine]:
     folder = tmp_path_factory.mktemp("tiny")
     write_tiny_model(folder / "tiny.gguf", mean_tokens=MEAN_TOKENS)
-    engine = EmbeddedEngine(name="tiny", workdir=folder, model=folder / "tiny.gguf", slots=8, context_tokens=1024)
+    engine = EmbeddedEngine(
+        name="tiny", workdir=folder, model=folder / "tiny.gguf", slots=8, context_tokens=1024, threads=1
+    )
     async with running_engine(engine):
         yield engine
 
