@@ -201,6 +201,13 @@ async def test_raw_log_probabilities_do_not_know_of_the_temperature(url: str) ->
     await assert_scored(url, PROMPT, got, 1.0)
 
 
+def test_truncation_looks_at_the_distribution_after_temperature_and_is_off_unasked() -> None:
+    engine = LlamaCppEngine(name="x", url="")
+    assert engine.body(request(PROMPT))["samplers"] == ["temperature"]
+    truncated = engine.body(request(PROMPT, top_k=5, top_p=0.9, min_p=0.1))
+    assert truncated["samplers"] == ["temperature", "top_k", "top_p", "min_p"]
+
+
 # -- cancellation -----------------------------------------------------------------------------------------------------
 
 
