@@ -15,7 +15,7 @@ import pytest
 from orchestrator.engines.llamacpp import LlamaCppEngine
 from orchestrator.engines.llamacpp_http import LlamaCppHttp
 from orchestrator.engines.port import SamplingParams
-from orchestrator.engines.tiny_model import write_tiny_model
+from orchestrator.engines.tiny_model import END, write_tiny_model
 from orchestrator.errors import EngineStalled, EngineUnavailable
 
 from .engine_pools import DEADLINE_S, Got, ask, request, running_engine
@@ -122,6 +122,46 @@ async def test_text_without_control_tokens_that_a_response_may_have_written_itse
         for tokens in ([*written, 257], written, [256, *written, 258, 257]):
             assert await engine.detokenize(tokens) == "say <|end|> twice"
         assert await engine.detokenize([257]) == await engine.detokenize([]) == ""
+
+
+async def test_an_ordinary_token_that_text_is_cut_into_otherwise_is_not_left_out() -> None:
+    rows = [[1, 9], [1, 2], [9], [9], [1, 9], [1, 2]]  # with special tokens and without, in turn
+    async with fault_server(tokenize=[answer({"tokens": row}) for row in rows]) as server:
+        engine = LlamaCppEngine(name="e", url=server.url)
+        async with running_engine(engine):
+            assert await engine.detokenize([1, 9]) == "text"
+        asked = [body["tokens"] for path, body in server.requests if path == "/detokenize"]
+    assert asked == [[1, 9], [9], [1, 9]]
+
+
+async def test_nothing_comes_after_an_end_of_sequence_that_shows_a_gap(byte_server: str) -> None:
+    engine = LlamaCppEngine(name="e", url=byte_server)
+    async with running_engine(engine):
+        in_gaps = 0
+        for seed in range(16):
+            got = await ask(engine, request(b"end", n=400, seed=seed))
+            assert got.end is not None
+            assert got.end.reason == "stop"
+            assert got.tokens.index(END) == len(got.tokens) - 1
+            in_gaps += len(got.tokens) > 1 and got.tokens[-2] >= 128
+        assert in_gaps > 3
+
+
+async def test_a_stop_text_that_shows_a_gap_ends_the_response(byte_server: str) -> None:
+    engine = LlamaCppEngine(name="e", url=byte_server)
+    async with running_engine(engine):
+        stopped = 0
+        for seed in range(200):
+            whole = (await ask(engine, request(b"stop", n=8, seed=seed))).tokens
+            # a byte that the server takes for the first of two, then an ordinary character
+            at = next((i for i in range(1, len(whole)) if whole[i] < 128 and 0xC0 <= whole[i - 1] < 0xE0), None)
+            if at is None or whole[at] in whole[:at] or any(token >= 128 for token in whole[: at - 1]):
+                continue
+            got = await ask(engine, request(b"stop", n=8, seed=seed, stop=(chr(whole[at]),)))
+            assert got.end is not None
+            assert (got.tokens, got.end.reason) == (whole[: at + 1], "stop")
+            stopped += 1
+        assert stopped > 1
 
 
 # -- deadlines and the end --------------------------------------------------------------------------------------------
