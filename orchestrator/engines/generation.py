@@ -119,9 +119,8 @@ class Generation:
         if watch is None:
             self._finish("stop")
             return
-        member = await self._slots.acquire(
-            preferred=self._last, avoided=self._avoided, is_continued=len(sample.tokens) > 0
-        )
+        is_continued = len(sample.tokens) > 0
+        member = await self._slots.acquire(preferred=self._last, avoided=self._avoided, is_continued=is_continued)
         try:
             if self._forget_if_cut():
                 watch.forget()
@@ -136,11 +135,9 @@ class Generation:
         """A watch that knows the newest text; ``None``: the response ended with it, cut before its engine said so."""
         tokens, sampling = self._sample.tokens, self._sampling
         watch = StopWatch(sampling.stop)
-        if not tokens:
-            return watch
-        if tokens[-1] in sampling.stop_token_ids:
+        if tokens and tokens[-1] in sampling.stop_token_ids:
             return None
-        if not sampling.stop:
+        if not tokens or not sampling.stop:
             return watch
         newest = tokens[-tail_tokens(sampling.stop) :]
         return None if watch.add(await self._text_of(newest)) else watch
