@@ -29,6 +29,8 @@ COLUMNS = {
     "text_offsets": "I64",
     "text": "U8",
 }
+LARGE_VALUES = ("prompt", "label", "metadata")
+"""Header keys that are columns of JSON where they are large."""
 
 
 class Refused(Exception):
@@ -43,7 +45,7 @@ class Refused(Exception):
 @dataclass(frozen=True)
 class Group:
     header: dict[str, Any]
-    columns: dict[str, np.ndarray]
+    columns: dict[str, np.ndarray] = field(compare=False)  # views of the payload
     payload: bytes
 
     def text(self, sample: int) -> str:
@@ -86,11 +88,14 @@ def read_group(header_bytes: bytes, payload: bytes) -> Group:
     header = json.loads(header_bytes)
     columns = {}
     for name, (dtype, begin, end) in header["columns"].items():
-        if name not in COLUMNS:
+        if name not in COLUMNS and name not in LARGE_VALUES:
             continue  # readers ignore the columns that they do not know
-        if dtype != COLUMNS[name] or begin % 8 or not 0 <= begin <= end <= len(payload):
+        if dtype != COLUMNS.get(name, "U8") or begin % 8 or not 0 <= begin <= end <= len(payload):
             raise ValueError(f"column {name} is {dtype} [{begin}, {end}) of {len(payload)} bytes")
-        columns[name] = np.frombuffer(payload[begin:end], DTYPES[dtype])
+        if name in LARGE_VALUES:
+            header[name] = json.loads(payload[begin:end])
+        else:
+            columns[name] = np.frombuffer(payload[begin:end], DTYPES[dtype])
     return Group(header, columns, payload)
 
 
