@@ -26,11 +26,13 @@ def raw(batch: Batch) -> list[bytes]:
     return [bytes(group.frame.buffer) for group in batch.groups]
 
 
-def take(client: RolloutClient, count: int, *, ack: bool = True) -> list[tuple[str, list[bytes]]]:
+def take(
+    client: RolloutClient, count: int, *, ack: bool = True, timeout_s: float = 30
+) -> list[tuple[str, list[bytes]]]:
     """Take batches one by one; returns leases and frames."""
     taken = []
     for _ in range(count):
-        batch = client.get_batch(timeout_s=30)
+        batch = client.get_batch(timeout_s=timeout_s)
         taken.append((batch.lease, raw(batch)))
         if ack:
             client.ack(batch.lease)
@@ -155,8 +157,7 @@ def test_pause_generation_is_quiet_and_ends_with_its_connection(tmp_path: Path) 
         assert status["generation"]["paused"]
         assert all(engine["in_flight"] == 0 for engine in status["engines"])
         with pytest.raises(BatchTimeout, match="paused"):
-            while True:  # what was finished before the pause may still come; nothing more is
-                trainer.ack(trainer.get_batch(timeout_s=0.1).lease)
+            take(trainer, 100, timeout_s=0.1)  # what was finished before the pause may still come; nothing more does
         with pytest.raises(BadRequest, match="another connection"):
             trainer.pause_generation("abort")
         step = trainer.status()["step"]
