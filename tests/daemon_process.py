@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -65,11 +64,10 @@ class DaemonProcess:
     def start(self) -> DaemonProcess:
         with (self.config.parent / "stderr").open("ab") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, "-X", "dev", "-W", "error", "-m", "orchestrator", "run", str(self.config)],
+                [sys.executable, "-W", "error", "-m", "orchestrator", "run", str(self.config)],
                 stdout=errors,
                 stderr=errors,
                 cwd=Path(__file__).parents[1],
-                env={**os.environ, "PYTHONASYNCIODEBUG": "0"},
             )
         return self
 
