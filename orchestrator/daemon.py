@@ -128,11 +128,11 @@ class Daemon:
 
     async def _produce(self, parts: Parts, store: StateStore, *, task_status: TaskStatus[None]) -> None:
         """Run the producers until they are cancelled; then everything in flight is parked."""
+        task_status.started()  # first: a client may have drained the daemon before it got here
         with self._producing:
             async with anyio.create_task_group() as producers:
                 for producer in parts.producers.values():
                     await producers.start(producer.run)
-                task_status.started()
         self._parked.set()
         await store.snapshot()
         parts.control.drained()

@@ -21,7 +21,7 @@ from structlog.typing import FilteringBoundLogger
 
 from .buffer import InFlight
 from .engines import EnginePool, SamplingParams
-from .errors import EngineRejected, GenerationFailed, RewardError, RewardTimeout
+from .errors import EngineRejected, FrameError, GenerationFailed, RewardError, RewardTimeout
 from .events import Dropped
 from .filters import FilterError, Verdict
 from .frames import encode_group
@@ -254,7 +254,13 @@ class GroupRunner:
             sampling=self._settings.sampling_header,
             logprobs_kind=self._settings.logprobs_kind,
         )
-        self._journal.store_group(encode_group(group))
+        try:
+            frame = encode_group(group)
+        except FrameError as error:
+            self._note_failure(run, f"its group cannot be stored: {error}; let rewards and prompts carry less metadata")
+            self._drop(run, "too_large")
+            return GroupOutcome.FAILED
+        self._journal.store_group(frame)
         return GroupOutcome.BUFFERED
 
     def _drop(self, run: _Run, reason: str) -> None:

@@ -37,6 +37,9 @@ SEND_STALL_S: Final = 600.0
 READER_LIMIT_BYTES: Final = MAX_HEADER_BYTES + PREFIX_BYTES
 """What is buffered of a peer's bytes before reading from it pauses."""
 
+MAX_MESSAGE_CHARS: Final = 4096
+"""Of an error's message: it may quote a request of 1 MiB, and with its escapes be too long for a header."""
+
 _PEERCRED = struct.Struct("3i")
 
 
@@ -141,13 +144,16 @@ class Connection:
             with scope:
                 try:
                     answer = await handler(self, request)
+                    head = _result_header(request.id, answer)
                 except OrchestratorError as error:
+                    if answer is not None and answer.undo is not None:  # it is too large to be said
+                        answer.undo()
                     answer = None
                     sent = True
                     await self._send(_error_header(request.id, error))
                 else:
                     async with self._sending:
-                        sent = self._write({"id": request.id, "result": answer.result}, answer.frames)
+                        sent = self._write(head, answer.frames)
                         await self._drain()
             if not sent and not self._scope.cancel_called:
                 await self._send(_error_header(request.id, RequestCancelled(f"request {request.id} was given up")))
@@ -158,12 +164,12 @@ class Connection:
 
     async def _send(self, header: dict[str, Any]) -> None:
         async with self._sending:
-            self._write(header)
+            self._write(encode_frame(header))
             await self._drain()
 
-    def _write(self, header: dict[str, Any], frames: Sequence[bytes | memoryview] = ()) -> bool:
+    def _write(self, head: bytes, frames: Sequence[bytes | memoryview] = ()) -> bool:
         """Give a whole frame to the transport: from here on it is on its way, whoever is cancelled."""
-        self._writer.writelines([encode_frame(header, sum(map(len, frames))), *frames])
+        self._writer.writelines([head, *frames])
         return True
 
     async def _drain(self) -> None:
@@ -171,5 +177,15 @@ class Connection:
             await self._writer.drain()
 
 
+def _result_header(request_id: int, answer: Answer) -> bytes:
+    """The head of the answer's frame.
+
+    Raises:
+        FrameError: the result is above the limit of a header.
+    """
+    return encode_frame({"id": request_id, "result": answer.result}, sum(map(len, answer.frames)))
+
+
 def _error_header(request_id: int | None, error: OrchestratorError) -> dict[str, Any]:
-    return {"id": request_id, "error": {"code": error.code, "message": error.message, "data": error.data}}
+    message = error.message[:MAX_MESSAGE_CHARS]
+    return {"id": request_id, "error": {"code": error.code, "message": message, "data": error.data}}

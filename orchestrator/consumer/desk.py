@@ -43,6 +43,7 @@ class Handout:
     lease: str
     batch: LeasedBatch
     share: Share
+    holder: Holder
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +138,7 @@ class LeaseDesk:
     def _hand_out(self, holder: Holder, batch: LeasedBatch, share: Share) -> Handout:
         lease = self._lease(batch, share)
         self._held[lease] = holder
-        return Handout(lease, batch, share)
+        return Handout(lease, batch, share, holder)
 
     def _ranks_that_lag(self) -> list[int]:
         """Ranks that have not taken their share of the newest batch."""
@@ -191,6 +192,7 @@ class LeaseDesk:
         self._changed.notify()
 
     def release(self, handout: Handout) -> None:
-        """A share that was claimed but never reached its trainer is free again."""
-        self._held.pop(handout.lease, None)
-        self._changed.notify()
+        """A share that was claimed but never reached its trainer is free again, unless another holds it by now."""
+        if self._held.get(handout.lease) == handout.holder:
+            del self._held[handout.lease]
+            self._changed.notify()

@@ -31,6 +31,11 @@ __all__ = ["ConsumerServer"]
 
 BACKLOG: Final = 128
 
+ACCEPT_RETRY_S: Final = 0.5
+"""Until the next try after the system had no descriptor or memory for a connection; its peer waits meanwhile."""
+
+_PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ECONNABORTED})
+
 
 class ConsumerServer:
     """See the module's invariants.
@@ -104,13 +109,23 @@ class ConsumerServer:
         try:
             async with anyio.create_task_group() as connections:
                 task_status.started()
-                loop = asyncio.get_running_loop()
                 while True:
-                    peer, _ = await loop.sock_accept(listener)
-                    connections.start_soon(self._serve, peer)
+                    connections.start_soon(self._serve, await self._accept(listener))
         finally:
             listener.close()
             self._unlink(inode)
+
+    async def _accept(self, listener: socket.socket) -> socket.socket:
+        """The next connection; a shortage of descriptors delays it and ends nothing."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                return (await loop.sock_accept(listener))[0]
+            except OSError as error:
+                if error.errno not in _PASSING:
+                    raise
+                self._log.warning(f"a connection cannot be accepted yet: {error.strerror}")
+                await anyio.sleep(ACCEPT_RETRY_S)
 
     def _unlink(self, inode: int) -> None:
         """Remove the socket, unless somebody has put another in its place."""

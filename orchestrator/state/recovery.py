@@ -23,7 +23,16 @@ from orchestrator.errors import CorruptState, ForeignState, FrameError, VersionW
 from orchestrator.events import decode_event
 from orchestrator.ledger import Ledger, SourceSize
 
-from .segments import SEGMENT_HEADER_BYTES, Damage, Record, RecordKind, Segment, decode_moved, list_segments
+from .segments import (
+    RECORD_PREFIX_BYTES,
+    SEGMENT_HEADER_BYTES,
+    Damage,
+    Record,
+    RecordKind,
+    Segment,
+    decode_moved,
+    list_segments,
+)
 from .snapshots import list_snapshots, read_snapshot, snapshot_path
 from .writer import LogPosition
 
@@ -169,7 +178,7 @@ def _apply(ledger: Ledger, record: Record) -> Damage | None:
                 old, frame = decode_moved(record)
                 ledger.move(frame, old, record.place)
     except (CorruptState, FrameError, VersionWentBack, msgspec.MsgspecError) as error:
-        return Damage(record.place.offset, record.place.length, str(error))
+        return Damage(record.place.offset - RECORD_PREFIX_BYTES, record.place.length, str(error))
     return None
 
 

@@ -93,6 +93,7 @@ class StateStore:
         self.recovery = recovery
         self._writer = LogWriter(directory, recovery.next_segment, segment_bytes, self._relieve)
         self._next_snapshot = max(list_snapshots(directory), default=0) + 1
+        self._segments = {*list_segments(directory), recovery.next_segment}  # counted here: a status reads no disk
         self._previous = recovery.kept
         self._snapshot_from = self._writer.written_bytes
         self._recorded = anyio.Event()
@@ -145,7 +146,11 @@ class StateStore:
     def store_group(self, frame: bytes) -> StoredGroup:
         """A finished group enters its source's buffer."""
         place = self._append(RecordKind.GROUP, frame)
-        return self.ledger.put_group(frame, place)
+        revision = self.ledger.plan_revision
+        group = self.ledger.put_group(frame, place)
+        if self.ledger.plan_revision != revision:  # it was one of a source's last: others may have to stand in
+            self._replan.notify()
+        return group
 
     def store_partial(self, frame: bytes) -> None:
         """A group in flight gained a partial frame."""
@@ -158,6 +163,7 @@ class StateStore:
 
     def _append(self, kind: RecordKind, body: bytes) -> Place:
         place = self._writer.append(kind, body)
+        self._segments.add(place.segment)
         self._recorded.set()
         if self._writer.written_bytes + self._writer.backlog_bytes - self._snapshot_from > SNAPSHOT_LOG_BYTES:
             self._grown.set()
@@ -188,7 +194,7 @@ class StateStore:
             written_bytes=self._writer.written_bytes,
             backlog_bytes=self._writer.backlog_bytes,
             snapshots=self._snapshots,
-            segments=len(list_segments(self.directory)),
+            segments=len(self._segments),
             fault=self.fault,
         )
 
@@ -242,6 +248,7 @@ class StateStore:
         for number in list_segments(self.directory):
             if number < replayed_from and number not in newest.frames | self._previous.frames:
                 await aiofiles.os.unlink(segment_path(self.directory, number))
+                self._segments.discard(number)
 
     async def compact(self) -> None:
         """Copy the live frames of sparse segments to the end; the next snapshots let the segments go."""

@@ -233,8 +233,8 @@ class LogWriter:
             return self._fd
         if self._fd is not None:
             await self._sync()
-            await _close(self._fd)
-            self._fd = None
+            fd, self._fd = self._fd, None  # before the await: a cancelled close has closed it all the same
+            await _close(fd)
         flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
         self._fd = await _open(segment_path(self._directory, segment), flags, 0o600)
         self._fd_segment = segment
