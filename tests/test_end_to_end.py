@@ -248,7 +248,7 @@ def test_a_second_signal_ends_at_once_and_nothing_is_lost(tmp_path: Path) -> Non
             done = take(client, 3)
             process.signal(signal.SIGTERM)
             process.signal(signal.SIGTERM)
-        # 0: it had stopped already; 1: the second signal was seen; the signal's own end: while the last snapshot was written
+        # 0: it had stopped already; 1: it saw the second signal; the signal's own end: at the last snapshot
         assert process.wait() in (0, 1, -signal.SIGTERM)
         process.start()
         with process.connect() as client:
