@@ -86,6 +86,7 @@ class Daemon:
                     stack.push_async_callback(reward.aclose)
                 self._report_recovery(store)
                 await self._supervise(parts, store, changed)
+            self._log.info(f"stopped at step {store.ledger.step}; the next start goes on from there")
 
     async def _open_prompts(self) -> dict[str, PromptSource]:
         return {
