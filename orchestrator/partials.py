@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from .errors import FrameError
-from .frames import GroupFrame, encode_frame
+from .frames import MAX_INLINE_JSON_BYTES, GroupFrame, encode_frame
 from .records import Sample, SampleStatus, Versions
 
 __all__ = ["encode_partial", "merge_partial", "restore_samples"]
@@ -42,6 +42,11 @@ def encode_partial(*, source: str, group_index: int, slot: int, sample: Sample, 
         columns["logprobs"] = ("F32", size, size + 4 * len(logprobs))
         parts += [logprobs, bytes(-4 * len(logprobs) % 8)]
         size = sum(map(_nbytes, parts))
+    text = sample.text.encode("utf-8", "replace")
+    if len(text) > MAX_INLINE_JSON_BYTES:  # a header could not hold that of a long context
+        columns["text"] = ("U8", size, size + len(text))
+        parts += [text, bytes(-len(text) % 8)]
+        size = sum(map(_nbytes, parts))
     header = {
         "source": source,
         "group_index": group_index,
@@ -52,7 +57,7 @@ def encode_partial(*, source: str, group_index: int, slot: int, sample: Sample, 
         "finish_reason": sample.finish_reason,
         "reward": sample.reward,
         "versions": _versions_from(sample.versions, start),
-        "text": sample.text,
+        "text": None if "text" in columns else sample.text,
         "metadata": sample.metadata,
         "columns": columns,
     }
@@ -86,7 +91,7 @@ def merge_partial(sample: Sample, frame: GroupFrame) -> None:
     sample.status = SampleStatus(header["status"])
     sample.finish_reason = header["finish_reason"]
     sample.reward = header["reward"]
-    sample.text = header["text"]
+    sample.text = frame.column("text").tobytes().decode() if "text" in frame else header["text"]
     sample.metadata = header["metadata"]
 
 

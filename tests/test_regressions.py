@@ -18,11 +18,13 @@ from orchestrator.errors import BatchTimeout
 from orchestrator.events import VersionSet, encode_event
 from orchestrator.frames import encode_frame
 from orchestrator.ledger import SourceSize
+from orchestrator.partials import encode_partial, restore_samples
 from orchestrator.state import StateStore
 from orchestrator.state import writer as log_writer
 from orchestrator.state.segments import RecordKind, encode_prefix, segment_path
 from orchestrator.state.writer import LogWriter
 
+from .builders import make_sample
 from .daemon_process import daemon, write_config, write_prompts
 from .test_desk import A, B, Desk, indices
 
@@ -123,6 +125,27 @@ def test_a_share_that_was_taken_over_is_not_freed_by_its_former_holder() -> None
     second = desk.take(B)
     assert isinstance(second, Handout)
     assert not set(indices(second)) & set(indices(taken))
+
+
+def test_a_disk_that_fails_is_named_with_the_deadline_that_was_asked_for(tmp_path: Path) -> None:
+    """It said "within 0 s": the difference of two deadlines."""
+    with daemon(write_config(tmp_path)) as process, process.connect() as client:
+        client.ack(client.get_batch(timeout_s=30).lease)
+        assert process.process is not None
+        limits = resource.prlimit(process.process.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(process.process.pid, resource.RLIMIT_FSIZE, (1, limits[1]))
+        with pytest.raises(BatchTimeout, match=r"within 5\.5 s: the state cannot be written: .*File too large"):
+            client.get_batch(timeout_s=5.5)
+        resource.prlimit(process.process.pid, resource.RLIMIT_FSIZE, limits)
+        assert client.get_batch(timeout_s=30).step == 1
+
+
+def test_a_long_text_is_parked() -> None:
+    """A finished sample of a long context could not be parked: its text did not fit into a header."""
+    sample = make_sample(7, length=5)
+    sample.text = "é" * (600 << 10)
+    (restored, _) = restore_samples(7, 2, [encode_partial(source="a", group_index=1, slot=0, sample=sample, start=0)])
+    assert restored == sample
 
 
 async def test_a_record_that_does_not_fit_is_cut_off_with_its_prefix(tmp_path: Path) -> None:

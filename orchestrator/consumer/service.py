@@ -177,7 +177,7 @@ class ConsumerService:
             changed = self._changed.next()
             got = self._desk.claim(connection.holder, params.rank, params.world_size)
             if isinstance(got, Handout):
-                return await self._hand_out(got, deadline)
+                return await self._hand_out(got, limit, deadline)
             if isinstance(got, Finished):
                 raise RunFinished(f"the run ended after {got.step} batches", data={"leftover": got.leftover})
             if self._control.is_draining:
@@ -187,7 +187,7 @@ class ConsumerService:
             if waiting.cancelled_caught:
                 raise self._timeout(limit, got)
 
-    async def _hand_out(self, handout: Handout, deadline: float) -> Answer:
+    async def _hand_out(self, handout: Handout, limit: float, deadline: float) -> Answer:
         """The answer, once the lease is written; the share is free again if that takes too long."""
         patience = max(deadline, anyio.current_time() + WRITE_PATIENCE_S)
         try:
@@ -198,7 +198,7 @@ class ConsumerService:
             raise
         if writing.cancelled_caught:
             self._desk.release(handout)
-            raise self._timeout(patience - deadline, None)
+            raise self._timeout(limit, None)
         batch, groups = handout.batch, handout.share.groups
         result = {
             "lease": handout.lease,
