@@ -21,7 +21,9 @@ from orchestrator.config import (
     Config,
     EmbeddedEngine,
     LlamaCppEngine,
+    OpenAIEngine,
     ScriptedEngine,
+    SGLangEngine,
     load_config,
     sampling_header,
     sampling_params,
@@ -139,7 +141,7 @@ engines:
     assert config.engine_options()[0]["name"] == "scripted-0"
 
 
-@pytest.mark.parametrize("spec", [EmbeddedEngine, LlamaCppEngine, ScriptedEngine])
+@pytest.mark.parametrize("spec", [EmbeddedEngine, LlamaCppEngine, OpenAIEngine, ScriptedEngine, SGLangEngine])
 def test_the_keys_of_an_engine_are_those_of_its_adapter(spec: Any) -> None:
     kind = get_args(spec.model_fields["kind"].annotation)[0]
     adapter = getattr(importlib.import_module(f"orchestrator.engines.{kind}"), spec.__name__)
@@ -314,7 +316,7 @@ def test_a_key_is_described_in_the_schema_and_in_the_documentation(path: Any, ke
 
 def test_there_are_examples_of_every_engine_and_of_both_forms() -> None:
     kinds = {type(engine) for path in EXAMPLES for engine in load_config(path).engines}
-    assert kinds == {ScriptedEngine, EmbeddedEngine, LlamaCppEngine}
+    assert kinds == {ScriptedEngine, EmbeddedEngine, LlamaCppEngine, OpenAIEngine, SGLangEngine}
     assert {"minimal.yaml", "curriculum.yaml", "llamacpp.yaml", "flat.yaml"} <= {path.name for path in EXAMPLES}
 
 

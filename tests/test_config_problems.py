@@ -183,22 +183,22 @@ engines:
   - {kind: lamacpp, url: "http://127.0.0.1:8080"}
 """,
         '3: engines[1].kind: got the text "lamacpp" '
-        "(known kinds are llamacpp, embedded, scripted; did you mean llamacpp?)",
+        "(known kinds are sglang, openai, llamacpp, embedded, scripted; did you mean llamacpp?)",
     ),
-    "engine of a kind that comes later": Wrong(
+    "engine by the name of its server": Wrong(
         """
 engines:
-  - {kind: sglang, url: "http://127.0.0.1:30000"}
+  - {kind: vllm, url: "http://127.0.0.1:8000"}
 """,
-        "2: engines[0].kind: engines of the kind 'sglang' are not supported by this version "
-        "(known kinds are llamacpp, embedded, scripted)",
+        '2: engines[0].kind: got the text "vllm" '
+        "(known kinds are sglang, openai, llamacpp, embedded, scripted; did you mean openai?)",
     ),
     "engine without a kind": Wrong(
         """
 engines:
   - {url: "http://127.0.0.1:8080"}
 """,
-        "2: engines[0].kind: is missing (known kinds are llamacpp, embedded, scripted)",
+        "2: engines[0].kind: is missing (known kinds are sglang, openai, llamacpp, embedded, scripted)",
     ),
     "no engine": Wrong(
         """
@@ -255,6 +255,16 @@ engines:
 """,
         "2: engines: engines give log-probabilities of different kinds, and sums is drawn at a temperature other than "
         "1, where they differ (the same logprobs for all engines, or temperature 1)",
+    ),
+    "log-probabilities that a vLLM does not have, beside a SGLang that has them": Wrong(
+        """
+sampling: {temperature: 0.7, top_p: 0.9}
+engines:
+  - {kind: sglang, url: "http://127.0.0.1:30000"}
+  - {kind: openai, url: "http://127.0.0.1:8000"}
+""",
+        "4: engines[1]: it cannot give the log-probabilities that sums asks for: after temperature 0.7 and before "
+        "truncation (write logprobs: raw, or switch top_k, top_p and min_p off, or use temperature 1)",
     ),
     "log-probabilities that the engine does not have": Wrong(
         """

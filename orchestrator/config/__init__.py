@@ -5,7 +5,7 @@ the weights of the coming steps. ``docs/configuration.md`` describes every key.
 """
 
 from .document import Config, sampling_header, sampling_params
-from .engines import EmbeddedEngine, EngineSpec, LlamaCppEngine, ScriptedEngine
+from .engines import EmbeddedEngine, EngineSpec, LlamaCppEngine, OpenAIEngine, ScriptedEngine, SGLangEngine
 from .load import LoadedConfig, load_config, read_config
 from .sections import RewardSpec, Sampling, Source
 
@@ -15,7 +15,9 @@ __all__ = [
     "EngineSpec",
     "LlamaCppEngine",
     "LoadedConfig",
+    "OpenAIEngine",
     "RewardSpec",
+    "SGLangEngine",
     "Sampling",
     "ScriptedEngine",
     "Source",

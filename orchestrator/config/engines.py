@@ -22,12 +22,15 @@ __all__ = [
     "EngineSpec",
     "LlamaCppEngine",
     "Logprobs",
+    "OpenAIEngine",
+    "SGLangEngine",
     "ScriptedEngine",
+    "gives_truncated",
     "logprobs_of",
     "named",
 ]
 
-ENGINE_KINDS = ("llamacpp", "embedded", "scripted")
+ENGINE_KINDS = ("sglang", "openai", "llamacpp", "embedded", "scripted")
 """Kinds that this version speaks to."""
 
 InFlight = Annotated[int, Field(ge=1, le=65_536)]
@@ -44,6 +47,43 @@ EngineName = Annotated[str, AfterValidator(_engine_name)]
 
 Logprobs = Literal["temperature", "raw"]
 """Which distribution an engine's log-probabilities are of; see ``orchestrator.engines.port.EngineInfo``."""
+
+
+class SGLangEngine(Section):
+    """A SGLang server that runs somewhere already."""
+
+    kind: Literal["sglang"] = Field(description="sglang: a running SGLang server.")
+    url: ServerUrl = Field(description="http://HOST:PORT of the server; not of a router.")
+    max_in_flight: InFlight = Field(256, description="Requests at a time; the server queues what it does not run.")
+    name: EngineName | None = Field(None, description="Unique name in logs and status; null: host:port.")
+    logprobs: Logprobs = Field(
+        "temperature",
+        description="Distribution of the log-probabilities: temperature: after temperature and before truncation; "
+        "raw: the model's own, of a server that runs with SGLANG_RETURN_ORIGINAL_LOGPROB=1.",
+    )
+
+
+class OpenAIEngine(Section):
+    """An OpenAI-compatible server that gives token ids, such as vLLM."""
+
+    kind: Literal["openai"] = Field(description="openai: a running vLLM, or another server that gives token ids.")
+    url: ServerUrl = Field(description="http://HOST:PORT of the server; not of a router.")
+    model: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="Model to ask for; null: the first that the server lists."
+    )
+    dialect: Literal["auto", "vllm", "generic"] = Field(
+        "auto", description="vllm: a vLLM server; generic: another that gives token ids; auto: found out."
+    )
+    api_key_env: Annotated[str, Field(pattern="^[A-Za-z_][A-Za-z0-9_]*$")] | None = Field(
+        None, description="Environment variable that holds the key of the server; null: none is needed."
+    )
+    max_in_flight: InFlight = Field(256, description="Requests at a time; the server queues what it does not run.")
+    name: EngineName | None = Field(None, description="Unique name in logs and status; null: host:port.")
+    logprobs: Logprobs = Field(
+        "temperature",
+        description="Distribution of the log-probabilities: temperature: after temperature and before truncation, at "
+        "temperatures other than 1 of a vLLM with --logprobs-mode processed_logprobs; raw: the model's own.",
+    )
 
 
 class LlamaCppEngine(Section):
@@ -119,7 +159,9 @@ class ScriptedEngine(Section):
         return self
 
 
-EngineSpec = Annotated[LlamaCppEngine | EmbeddedEngine | ScriptedEngine, Field(discriminator="kind")]
+EngineSpec = Annotated[
+    SGLangEngine | OpenAIEngine | LlamaCppEngine | EmbeddedEngine | ScriptedEngine, Field(discriminator="kind")
+]
 
 
 def named(engines: Sequence[EngineSpec]) -> tuple[EngineSpec, ...]:
@@ -135,7 +177,12 @@ def logprobs_of(engine: EngineSpec) -> Logprobs:
     return "temperature" if isinstance(engine, ScriptedEngine) else engine.logprobs
 
 
+def gives_truncated(engine: EngineSpec) -> bool:
+    """Whether an engine can give log-probabilities after temperature and before truncation, where there is one."""
+    return isinstance(engine, ScriptedEngine | SGLangEngine)
+
+
 def _default_name(engine: EngineSpec, position: int) -> str:
-    if isinstance(engine, LlamaCppEngine):
+    if isinstance(engine, SGLangEngine | OpenAIEngine | LlamaCppEngine):
         return urlsplit(engine.url).netloc
     return f"{engine.kind}-{position}"

@@ -42,8 +42,8 @@ FOREIGN_NAMES: Final = {
 }
 """Names that other programs give to keys of ours, and that no likeness leads to."""
 
-LATER_KINDS: Final = ("sglang", "openai", "vllm")
-"""Kinds of engines that a reader of the design may expect and that this version has no adapter for."""
+SERVED_BY: Final = {"vllm": "openai"}
+"""Servers that are not kinds by their own name, and the kind that speaks to them."""
 
 
 def to_findings(error: ValidationError) -> Iterator[Finding]:
@@ -138,9 +138,7 @@ def _wrong_kind(place: Location, value: Any) -> Finding:
     known = f"known kinds are {', '.join(ENGINE_KINDS)}"
     if kind is None:
         return Finding((*place, "kind"), "is missing", known)
-    if kind in LATER_KINDS:
-        return Finding((*place, "kind"), f"engines of the kind {kind!r} are not supported by this version", known)
-    near = nearest(kind, ENGINE_KINDS) if isinstance(kind, str) else None
+    near = (SERVED_BY.get(kind) or nearest(kind, ENGINE_KINDS)) if isinstance(kind, str) else None
     return Finding((*place, "kind"), f"got {shown(kind)}", known + (f"; did you mean {near}?" if near else ""))
 
 

@@ -16,7 +16,7 @@ from typing import Final
 from orchestrator.rewards.builtin import BUILT_IN_REWARDS
 
 from .document import Config
-from .engines import EmbeddedEngine, ScriptedEngine, logprobs_of
+from .engines import EmbeddedEngine, ScriptedEngine, gives_truncated, logprobs_of
 from .findings import Finding
 
 __all__ = ["MAX_SOCKET_PATH_BYTES", "NOT_YET", "find_contradictions"]
@@ -159,8 +159,8 @@ def _logprobs_agree(config: Config) -> Iterator[Finding]:
 
 
 def _logprobs_can_be_given(config: Config) -> Iterator[Finding]:
-    """After temperature, llama.cpp gives log-probabilities of the truncated distribution only; at 1 the raw ones do."""
-    asked = [p for p, engine in enumerate(config.engines) if not isinstance(engine, ScriptedEngine)]
+    """After temperature, some give log-probabilities of the truncated distribution only; at 1 the raw ones do."""
+    asked = [p for p, engine in enumerate(config.engines) if not gives_truncated(engine)]
     asked = [p for p in asked if logprobs_of(config.engines[p]) == "temperature"]
     for source in config.data_sources:
         sampling = config.sampling_of(source.name)

@@ -8,8 +8,10 @@ from typing import Any
 
 from .embedded import EmbeddedEngine
 from .llamacpp import LlamaCppEngine
+from .openai import OpenAIEngine
 from .port import Engine
 from .scripted import ScriptedEngine
+from .sglang import SGLangEngine
 
 __all__ = ["build_engine"]
 
@@ -23,6 +25,10 @@ def build_engine(options: Mapping[str, Any], *, workdir: Path) -> Engine:
     """
     rest = {key: value for key, value in options.items() if key != "kind"}
     match options["kind"]:
+        case "sglang":
+            return SGLangEngine(**rest)
+        case "openai":
+            return OpenAIEngine(**rest)
         case "llamacpp":
             return LlamaCppEngine(**rest)
         case "embedded":

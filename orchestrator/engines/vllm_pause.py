@@ -1,0 +1,108 @@
+"""Pauses of a vLLM server, which a trainer makes to change the weights.
+
+While it is paused, version 0.32 lets new requests wait without a word, and 0.33 refuses them with 503. Neither is the
+fault of the request: it waits, and the pool is told that this is no stall.
+
+Invariants:
+
+* Nothing is asked of a server that answers.
+* The server is asked at most once within ``PAUSE_CHECK_INTERVAL_S``, however many requests wait. One that has no
+  ``/is_paused`` cannot be paused, and is not asked again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+import anyio
+import msgspec
+
+from orchestrator.errors import EngineError, EngineRejected
+
+from .http import EngineHttp
+from .port import TokenSink
+
+__all__ = ["PauseWatch"]
+
+PAUSE_CHECK_INTERVAL_S: Final = 1.0
+"""Well below any sensible ``stall_s``, so that a pause is known before it counts as a stall."""
+
+PAUSE_CHECK_DEADLINE_S: Final = 5.0
+
+
+class _Answer(msgspec.Struct):
+    is_paused: bool
+
+
+@dataclass(slots=True, eq=False)
+class _Listener:
+    sink: TokenSink
+    heard: bool = False
+
+
+class PauseWatch:
+    """See the module's docstring.
+
+    Args:
+        http: the server.
+    """
+
+    def __init__(self, http: EngineHttp) -> None:
+        self._http = http
+        self._listeners: set[_Listener] = set()
+        self._lock = anyio.Lock()
+        self._can_pause = True
+        self._was_paused = False
+        self._asked_at = -PAUSE_CHECK_INTERVAL_S
+
+    async def run(self) -> None:
+        """Tell requests that hear nothing when the server is paused; until cancelled."""
+        while True:
+            await anyio.sleep(PAUSE_CHECK_INTERVAL_S)
+            silent = [listener for listener in self._listeners if not listener.heard]
+            for listener in self._listeners:
+                listener.heard = False
+            if silent and await self.is_paused():
+                for listener in silent:
+                    if listener in self._listeners:
+                        listener.sink((), (), "")
+
+    @contextmanager
+    def listening(self, sink: TokenSink) -> Iterator[_Listener]:
+        """A request under way; whoever hears of it sets ``heard``."""
+        listener = _Listener(sink)
+        self._listeners.add(listener)
+        try:
+            yield listener
+        finally:
+            self._listeners.discard(listener)
+
+    async def over(self, sink: TokenSink) -> bool:
+        """Wait for the end of a pause; ``False``: there was none. The caller sets a deadline."""
+        if not await self.is_paused():
+            return False
+        while await self.is_paused():
+            sink((), (), "")
+            await anyio.sleep(PAUSE_CHECK_INTERVAL_S)
+        return True
+
+    async def is_paused(self) -> bool:
+        """Whether the server says so; an answer counts for a while."""
+        async with self._lock:
+            now = anyio.current_time()
+            if self._can_pause and now - self._asked_at >= PAUSE_CHECK_INTERVAL_S:
+                self._was_paused = await self._ask()
+                self._asked_at = anyio.current_time()
+            return self._was_paused
+
+    async def _ask(self) -> bool:
+        try:
+            return (await self._http.ask("/is_paused", _Answer, deadline_s=PAUSE_CHECK_DEADLINE_S)).is_paused
+        except EngineRejected:
+            self._can_pause = False
+        except EngineError:
+            pass  # how the server is, others find out
+        return False
