@@ -15,9 +15,13 @@ import pytest
 from orchestrator.engines import Engine, GenerationRequest, ScriptedEngine
 from orchestrator.engines.embedded import EmbeddedEngine
 from orchestrator.engines.llamacpp import LlamaCppEngine
+from orchestrator.engines.openai import OpenAIEngine
+from orchestrator.engines.sglang import SGLangEngine
 from orchestrator.engines.tiny_model import END, write_tiny_model
-from orchestrator.errors import EngineRejected
+from orchestrator.errors import EngineRejected, EngineUnavailable
 from tests.engine_pools import DEADLINE_S, Got, ask, request, running_engine
+from tests.fake_openai import fake_openai
+from tests.fake_sglang import fake_sglang
 
 CONTEXT_TOKENS = 1024
 PROMPT = list(b"Once upon a time")
@@ -47,7 +51,7 @@ def url(server: EmbeddedEngine) -> str:
     return server.url
 
 
-@pytest.fixture(params=["scripted", "llamacpp", "embedded"])
+@pytest.fixture(params=["scripted", "llamacpp", "embedded", "sglang", "sglang incremental", "openai"])
 async def engine(request: pytest.FixtureRequest, server: EmbeddedEngine, url: str) -> AsyncIterator[Engine]:
     match request.param:
         case "scripted":
@@ -58,6 +62,17 @@ async def engine(request: pytest.FixtureRequest, server: EmbeddedEngine, url: st
             remote = LlamaCppEngine(name="llamacpp", url=url)
             yield remote
             await remote.aclose()
+        case "sglang" | "sglang incremental":
+            incremental = request.param.endswith("incremental")
+            async with fake_sglang(incremental=incremental, context_tokens=CONTEXT_TOKENS) as fake:
+                sglang = SGLangEngine(name="sglang", url=fake.url)
+                yield sglang
+                await sglang.aclose()
+        case "openai":
+            async with fake_openai(context_tokens=CONTEXT_TOKENS) as vllm:
+                openai = OpenAIEngine(name="openai", url=vllm.url)
+                yield openai
+                await openai.aclose()
         case _:
             yield server
 
@@ -70,7 +85,7 @@ async def remote(url: str) -> AsyncIterator[LlamaCppEngine]:
 
 
 def end_of_sequence(engine: Engine) -> int:
-    return 256 if isinstance(engine, ScriptedEngine) else END
+    return END if isinstance(engine, LlamaCppEngine | EmbeddedEngine) else 256
 
 
 async def post(url: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -265,6 +280,20 @@ async def test_a_prompt_beyond_the_context_is_refused(engine: Engine) -> None:
 async def test_token_ids_outside_of_the_vocabulary_are_refused(engine: Engine, token: int) -> None:
     with pytest.raises(EngineRejected):
         await ask(engine, request([*PROMPT, token]))
+
+
+async def test_a_real_llama_cpp_server_is_refused_by_the_adapter_for_others(url: str) -> None:
+    engine = OpenAIEngine(name="wrong", url=url)
+    with pytest.raises(EngineUnavailable, match="kind: llamacpp"):
+        await engine.probe()
+    await engine.aclose()
+
+
+async def test_a_real_llama_cpp_server_is_no_sglang_server(url: str) -> None:
+    engine = SGLangEngine(name="wrong", url=url)
+    with pytest.raises(EngineUnavailable, match="no SGLang server"):
+        await engine.probe()
+    await engine.aclose()
 
 
 # -- text and tokens --------------------------------------------------------------------------------------------------
