@@ -208,6 +208,13 @@ class SourceState:
         self.kept_samples = 0
         self.kept_tokens = 0
 
+    def resize(self, rows: int, epochs: int | None) -> None:
+        """Its prompts are others from now on: a position beyond their end is the beginning of the next epoch."""
+        self.rows, self.epochs = rows, epochs
+        if self.position >= rows:
+            self.epoch, self.position = self.epoch + 1, 0
+        self.rerun = deque(prompt for prompt in self.rerun if prompt.prompt_index < rows)
+
     # -- prompts -------------------------------------------------------------------------------------------------------
 
     @property
@@ -363,6 +370,7 @@ class SourceState:
         """JSON-compatible index of this state; frames are named by their places."""
         return {
             "rows": self.rows,
+            "epochs": self.epochs,
             "epoch": self.epoch,
             "position": self.position,
             "carry": self.carry,
@@ -388,6 +396,7 @@ class SourceState:
 
     def load(self, data: dict[str, Any], frame_at: Callable[[Place], memoryview]) -> None:
         """Become what ``snapshot`` described; ``frame_at`` gives the bytes at a place."""
+        self.rows, self.epochs = data["rows"], data.get("epochs", self.epochs)
         self.epoch, self.position = data["epoch"], data["position"]
         self.carry, self.paused = data["carry"], data["paused"]
         self.weight_override, self.weight_in_file = data["weight_override"], data["weight_in_file"]

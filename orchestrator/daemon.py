@@ -48,10 +48,12 @@ class Daemon:
     Args:
         config: the whole configuration.
         logs: where log lines go.
+        allow_source_changes: go on with the state of a run whose sources were others.
     """
 
-    def __init__(self, config: Config, logs: LogHandle) -> None:
+    def __init__(self, config: Config, logs: LogHandle, *, allow_source_changes: bool = False) -> None:
         self._config = config
+        self._allow_source_changes = allow_source_changes
         self._logs = logs
         self._log = logs.logger("daemon")
         self._stop = anyio.Event()
@@ -67,10 +69,18 @@ class Daemon:
         with StateLock(self._config.run.state_dir):
             async with AsyncExitStack() as stack:
                 prompts = await self._open_prompts(stack)
-                sizes = {name: SourceSize(len(source), source.epochs) for name, source in prompts.items()}
+                sizes = {
+                    source.name: SourceSize(len(prompts[source.name]), prompts[source.name].epochs, source.renamed_from)
+                    for source in self._config.data_sources
+                }
                 changed, replan = Broadcast(), Broadcast()
                 store = await StateStore.open(
-                    self._config.run.state_dir, sizes, changed=changed, replan=replan, log=self._logs.logger("state")
+                    self._config.run.state_dir,
+                    sizes,
+                    changed=changed,
+                    replan=replan,
+                    log=self._logs.logger("state"),
+                    allow_source_changes=self._allow_source_changes,
                 )
                 stack.push_async_callback(self._close_store, store)
                 parts = assemble(

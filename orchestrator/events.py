@@ -28,8 +28,10 @@ __all__ = [
     "LeaseAcked",
     "LeaseDiscarded",
     "Resplit",
+    "SourceFacts",
     "SourcePaused",
     "SourceResumed",
+    "SourcesChanged",
     "VersionSet",
     "WeightSet",
     "WeightsHeld",
@@ -117,6 +119,25 @@ class VersionSet(_Event, tag="version", frozen=True):
     path: str | None = None
 
 
+class SourceFacts(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the state has to know of a source.
+
+    ``rows`` are its prompts in an epoch, ``epochs`` says how often they are gone through (``None``: for ever),
+    ``renamed_from`` under which name it ran before, if that was another one.
+    """
+
+    name: str
+    rows: int
+    epochs: int | None = None
+    renamed_from: str | None = None
+
+
+class SourcesChanged(_Event, tag="sources", frozen=True):
+    """These are the sources from here on, in this order; see ``orchestrator.source_changes`` for the others."""
+
+    sources: list[SourceFacts]
+
+
 class WeightsHeld(_Event, tag="held", frozen=True):
     """What is known of the parameters that an engine holds; see ``orchestrator.engines.held``."""
 
@@ -200,6 +221,7 @@ Event = (
     | EngineDrained
     | EngineRemoved
     | CheckpointLoaded
+    | SourcesChanged
 )
 
 _encoder = msgspec.json.Encoder()

@@ -32,6 +32,7 @@ from .events import (
     Resplit,
     SourcePaused,
     SourceResumed,
+    SourcesChanged,
     VersionSet,
     WeightSet,
     WeightsHeld,
@@ -39,6 +40,7 @@ from .events import (
 from .fleet import Fleet
 from .frames import GroupFrame
 from .leases import LeasedBatch, Leases, Share
+from .source_changes import changed_sources
 
 __all__ = ["DAMAGED", "Journal", "Ledger", "SourceSize"]
 
@@ -53,10 +55,11 @@ _NO_PLAN: Final = (LeaseAcked, VersionSet, WeightsHeld, EngineAdded, EngineDrain
 
 
 class SourceSize(NamedTuple):
-    """What the ledger has to know of a source's prompts."""
+    """What the ledger has to know of a source's prompts; see :class:`~orchestrator.events.SourceFacts`."""
 
     rows: int
     epochs: int | None = None
+    renamed_from: str | None = None
 
 
 class Journal(Protocol):
@@ -89,6 +92,8 @@ class Ledger:
 
     def __init__(self, sources: Mapping[str, SourceSize], *, nonce: str) -> None:
         self.sources = {name: SourceState(name, size.rows, size.epochs) for name, size in sources.items()}
+        self.retired: dict[str, SourceState] = {}
+        """Sources that are no more: what they launched stays accounted for."""
         self.leases = Leases(nonce)
         self.fleet = Fleet()
         self.step = 0
@@ -109,6 +114,7 @@ class Ledger:
             WeightSet: self._weight_set,
             SourcePaused: self._paused,
             SourceResumed: self._resumed,
+            SourcesChanged: self._sources_changed,
             **dict.fromkeys((WeightsHeld, EngineAdded, EngineDrained, EngineRemoved), self.fleet.apply),
         }
 
@@ -191,7 +197,7 @@ class Ledger:
     def move(self, frame: bytes | memoryview, old: Place, new: Place) -> bool:
         """A frame was copied to another place of the log; whether it was still needed."""
         header = GroupFrame(frame).header
-        state, index = self.source(header["source"]), header["group_index"]
+        state, index = self._owner(header["source"]), header["group_index"]
         if "slot" in header:
             flight = state.in_flight.get(index)
             at = next((i for i, p in enumerate(flight.partials) if p[0] == old), None) if flight is not None else None
@@ -223,7 +229,7 @@ class Ledger:
         self.next_sample = event.first_sample + event.n
 
     def _dropped(self, event: Dropped) -> None:
-        state = self.source(event.source)
+        state = self._owner(event.source)
         if not state.has(event.group_index) and (leased := self.leases.withdraw(event.group_index)) is not None:
             state.count_dropped(leased.prompt, event.reason, event.lengths, rerun=event.rerun)
         else:
@@ -250,11 +256,11 @@ class Ledger:
 
     def _acked(self, event: LeaseAcked) -> None:
         for group in self.leases.finish(event.step, event.rank):
-            self.source(group.source).acknowledged += 1
+            self._owner(group.source).acknowledged += 1
 
     def _discarded(self, event: LeaseDiscarded) -> None:
         for group in self.leases.finish(event.step, event.rank):
-            self.source(group.source).count_discarded(DISCARDED, list(group.lengths))
+            self._owner(group.source).count_discarded(DISCARDED, list(group.lengths))
 
     def _version_set(self, event: VersionSet) -> None:
         if event.version < self.policy_version:
@@ -274,6 +280,15 @@ class Ledger:
 
     def _resumed(self, event: SourceResumed) -> None:
         self.source(event.source).paused = False
+
+    def _sources_changed(self, event: SourcesChanged) -> None:
+        sources, self.retired = changed_sources(self.sources, self.retired, event.sources)
+        self.sources.clear()
+        self.sources.update(sources)
+
+    def _owner(self, source: str) -> SourceState:
+        """The state that a leased group counts for, its source may be retired."""
+        return self.retired.get(source) or self.source(source)
 
     # -- snapshots -----------------------------------------------------------------------------------------------------
 
@@ -298,6 +313,7 @@ class Ledger:
             "next_group": self.next_group,
             "next_sample": self.next_sample,
             "sources": {name: state.snapshot() for name, state in self.sources.items()},
+            "retired": {name: state.snapshot() for name, state in self.retired.items()},
             "leases": self.leases.snapshot(),
             "fleet": self.fleet.snapshot(),
         }
@@ -309,10 +325,20 @@ class Ledger:
         self.version_was_set = data["version_was_set"]
         self.next_group = data["next_group"]
         self.next_sample = data["next_sample"]
-        for name, state in self.sources.items():
-            state.load(data["sources"][name], frame_at)
+        self._load_sources(self.sources, data["sources"], frame_at)
+        self._load_sources(self.retired, data.get("retired", {}), frame_at)
         self.leases.load(data["leases"], frame_at)
         self.fleet.load(data.get("fleet", {}))
+
+    def _load_sources(
+        self, states: dict[str, SourceState], data: dict[str, Any], frame_at: Callable[[Place], memoryview]
+    ) -> None:
+        """Producers hold the states: those that stay are changed in place."""
+        known = dict(states)
+        states.clear()
+        for name, facts in data.items():
+            states[name] = known.get(name) or SourceState(name, facts["rows"], None)
+            states[name].load(facts, frame_at)
 
     def restore(self, data: dict[str, Any], frame_at: Callable[[Place], memoryview], nonce: str) -> None:
         """Go back to what ``snapshot`` described, of an earlier time: a checkpoint's.

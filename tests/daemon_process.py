@@ -61,10 +61,10 @@ class DaemonProcess:
         self.socket = config.parent / "sock"
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> DaemonProcess:
+    def start(self, *options: str) -> DaemonProcess:
         with (self.config.parent / "stderr").open("ab") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, "-W", "error", "-m", "orchestrator", "run", str(self.config)],
+                [sys.executable, "-W", "error", "-m", "orchestrator", "run", str(self.config), *options],
                 stdout=errors,
                 stderr=errors,
                 cwd=Path(__file__).parents[1],

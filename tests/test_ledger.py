@@ -8,6 +8,7 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from orchestrator.buffer import SourceState
 from orchestrator.errors import CorruptState, LeaseUnknown, VersionWentBack
 from orchestrator.events import (
     BatchFormed,
@@ -16,8 +17,10 @@ from orchestrator.events import (
     LeaseAcked,
     LeaseDiscarded,
     Resplit,
+    SourceFacts,
     SourcePaused,
     SourceResumed,
+    SourcesChanged,
     VersionSet,
     WeightSet,
 )
@@ -49,8 +52,32 @@ class LedgerMachine(RuleBasedStateMachine):
     def _at(self, place: str) -> list[int]:
         return [index for index, where in self.where.items() if where == place]
 
+    def _states(self) -> list[SourceState]:
+        return [*self.ledger.sources.values(), *self.ledger.retired.values()]
+
+    @rule(wanted=st.lists(st.sampled_from(sorted(SIZES)), unique=True, min_size=1), renamed=st.booleans())
+    def change_sources(self, wanted: list[str], renamed: bool) -> None:
+        gone = [name for name in self.ledger.sources if name not in wanted]
+        old = gone[0] if renamed and gone else None
+        was = {name: (s.epoch, s.position, list(s.rerun)) for name, s in self.ledger.sources.items()}
+        lost = [i for name in gone for i in (*self.ledger.sources[name].in_flight, *self.ledger.sources[name].ready)]
+        new = [name for name in wanted if name not in was]
+        facts = [SourceFacts(name, *SIZES[name][:2], old if [name] == new[:1] else None) for name in wanted]
+        self.journal.record(SourcesChanged(facts))
+        assert list(self.ledger.sources) == wanted
+        for index in lost:
+            self.where[index] = "dropped"
+        for name in set(was) & set(wanted):
+            state = self.ledger.sources[name]
+            assert (state.epoch, state.position, list(state.rerun)) == was[name]
+        if old is not None and new and SIZES[new[0]].rows > was[old][1]:
+            state = self.ledger.sources[new[0]]
+            assert (state.epoch, state.position) == was[old][:2]
+
     @rule(source=st.sampled_from(sorted(SIZES)), n=st.integers(1, 3))
     def launch(self, source: str, n: int) -> None:
+        if source not in self.ledger.sources:
+            return
         event = launch(self.journal, source, n=n, rows=SIZES[source].rows)
         if event is None:
             assert source == "hard"
@@ -90,14 +117,14 @@ class LedgerMachine(RuleBasedStateMachine):
         ready = ready[: len(ready) - len(ready) % world_size]
         if not ready:
             return
-        counts = {name: sum(1 for g in ready if g.source == name) for name in SIZES}
+        counts = {name: sum(1 for g in ready if g.source == name) for name in self.ledger.sources}
         self.journal.record(
             BatchFormed(
                 step=self.ledger.step,
                 policy_version=self.ledger.policy_version,
-                weights=dict.fromkeys(SIZES, 1 / 3),
+                weights=dict.fromkeys(self.ledger.sources, 1 / 3),
                 counts=counts,
-                carry=dict.fromkeys(SIZES, 0.25),
+                carry=dict.fromkeys(self.ledger.sources, 0.25),
                 shares=split_batch(ready, world_size),
             )
         )
@@ -131,8 +158,10 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(source=st.sampled_from(sorted(SIZES)), weight=st.sampled_from([None, 0.5, "lambda step: 1"]))
     def control(self, source: str, weight: float | str | None) -> None:
+        state = self.ledger.sources.get(source)
+        if state is None:
+            return
         self.journal.record(WeightSet(source, weight, 0.3))
-        state = self.ledger.sources[source]
         self.journal.record(SourceResumed(source) if state.paused else SourcePaused(source))
         self.journal.record(VersionSet(self.ledger.policy_version + 1))
 
@@ -144,7 +173,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def accounting_adds_up(self) -> None:
         leased = {g.group_index for _, share in self.ledger.leases.open_shares() for g in share.groups}
         assert leased == set(self._at("leased"))
-        for state in self.ledger.sources.values():
+        for state in self._states():
             assert set(state.in_flight) == {i for i in self._at("in_flight") if self.events[i].source == state.name}
             assert set(state.ready) == {i for i in self._at("ready") if self.events[i].source == state.name}
             mine = sum(1 for i in leased if self.events[i].source == state.name)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
 
 __all__ = ["run"]
 
 
-def run(config: Path) -> None:
+def run(config: Path, /, *, allow_source_changes: Annotated[bool, Parameter(negative=())] = False) -> None:
     """Run the daemon until it is stopped, or until the run is finished.
 
     SIGTERM and SIGINT stop it cleanly: launching ends, what is in flight is parked, and the next start goes on from
@@ -17,6 +20,8 @@ def run(config: Path) -> None:
     ----------
     config
         The YAML file.
+    allow_source_changes
+        Go on with the state of a run whose sources were others: those that are gone lose what is buffered.
     """
     import anyio
 
@@ -29,7 +34,7 @@ def run(config: Path) -> None:
     logs = configure_logging(file=settings.logging.file, level=settings.logging.level)
 
     async def main() -> None:
-        await Daemon(settings, logs).run()
+        await Daemon(settings, logs, allow_source_changes=allow_source_changes).run()
 
     try:
         anyio.run(main, backend="asyncio", backend_options={"use_uvloop": True})

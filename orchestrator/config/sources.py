@@ -240,6 +240,9 @@ class Source(Section):
     )
     sampling: Sampling | None = Field(None, description="Laid over the general sampling; keys left out keep its value.")
     buffer: Buffer = subsection("Bounds of this source's buffer.")
+    renamed_from: SourceName | None = Field(
+        None, description="Name under which it ran before, for a start with --allow-source-changes."
+    )
 
     @model_validator(mode="before")
     @classmethod

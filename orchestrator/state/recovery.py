@@ -30,7 +30,7 @@ from orchestrator.errors import (
     StateError,
     VersionWentBack,
 )
-from orchestrator.events import CheckpointLoaded, Dropped, Event, decode_event
+from orchestrator.events import CheckpointLoaded, Event, SourceFacts, SourcesChanged, decode_event
 from orchestrator.ledger import Ledger, SourceSize
 
 from .checkpoints import checkpoint_checksum, read_checkpoint, relink, verify_checkpoint
@@ -61,8 +61,8 @@ class Recovery:
 
     ``snapshot`` is the number of the snapshot it began from (``None``: from nothing), ``records`` how many were
     replayed after it, ``problems`` what was damaged, in words; ``next_segment`` the first number that is free, and
-    ``end`` where the log before it ends (``None``: there is none). ``drops`` are applied to the ledger already, and are
-    to be the first records of that segment.
+    ``end`` where the log before it ends (``None``: there is none). ``drops`` (of damaged groups,
+    and a change of the sources) are applied to the ledger already, and are to be the first records of that segment.
     """
 
     snapshot: int | None = None
@@ -71,7 +71,7 @@ class Recovery:
     next_segment: int = FIRST_SEGMENT
     end: LogPosition | None = None
     kept: Kept = field(default_factory=lambda: Kept(FIRST_SEGMENT, frozenset()))
-    drops: list[Dropped] = field(default_factory=list)
+    drops: list[Event] = field(default_factory=list)
 
     @property
     def is_fresh(self) -> bool:
@@ -111,16 +111,19 @@ class Segments:
         return self.get(place.segment).frame(place)
 
 
-def recover(directory: Path, sizes: dict[str, SourceSize], nonce: str) -> tuple[Ledger, Recovery]:
+def recover(
+    directory: Path, sizes: dict[str, SourceSize], nonce: str, *, allow_source_changes: bool = False
+) -> tuple[Ledger, Recovery]:
     """The ledger that ``directory`` holds. Blocks: call it in a worker thread.
 
     Args:
         directory: the state directory; its lock is held.
         sizes: the sources of the config.
         nonce: for the leases of a fresh ledger.
+        allow_source_changes: take the sources of the config for a state of others (``orchestrator.source_changes``).
 
     Raises:
-        ForeignState: the state is of other sources.
+        ForeignState: the state is of other sources, and that is not allowed.
         CorruptState: neither a snapshot nor the log from its beginning can be read.
         StateError: the state is of another format, or the disk fails.
     """
@@ -143,7 +146,20 @@ def recover(directory: Path, sizes: dict[str, SourceSize], nonce: str) -> tuple[
             " from a copy"
         ) from error
     recovery.drops = drop_damaged(ledger, recovery.problems)
+    if not allow_source_changes:
+        _check_sources(directory, {name: state.rows for name, state in ledger.sources.items()}, sizes)
+    if (change := _source_change(ledger, sizes)) is not None:
+        ledger.apply(change)
+        recovery.drops.append(change)
     return ledger, recovery
+
+
+def _source_change(ledger: Ledger, sizes: dict[str, SourceSize]) -> SourcesChanged | None:
+    """From the sources of the state to those of the config; ``None`` if they are the same in the same order."""
+    states = [(name, state.rows, state.epochs) for name, state in ledger.sources.items()]
+    if states == [(name, size.rows, size.epochs) for name, size in sizes.items()]:
+        return None
+    return SourcesChanged([SourceFacts(name, *size) for name, size in sizes.items()])
 
 
 def _start(
@@ -154,10 +170,9 @@ def _start(
     for number in list_snapshots(directory):
         try:
             data = read_snapshot(directory, number)
-            _check_sources(directory, data["ledger"], sizes)
-            ledger = Ledger(sizes, nonce=data["ledger"]["nonce"])
-            ledger.load(data["ledger"], segments.frame)
             position = LogPosition(*data["position"])
+            ledger = Ledger({}, nonce=data["ledger"]["nonce"])
+            ledger.load(data["ledger"], segments.frame)
         except (CorruptState, FrameError, KeyError, TypeError) as error:
             recovery.problems.append(f"snapshot {number} was stepped over: {error}")
             damaged.append(number)
@@ -179,14 +194,14 @@ def _start(
     return ledger, position
 
 
-def _check_sources(directory: Path, data: dict[str, Any], sizes: dict[str, SourceSize]) -> None:
-    """Raises ``ForeignState``: the ledger of a snapshot is of other sources."""
-    theirs = {name: state["rows"] for name, state in data["sources"].items()}
+def _check_sources(directory: Path, theirs: dict[str, int], sizes: dict[str, SourceSize]) -> None:
+    """Raises ``ForeignState``: what is there has other sources, or other numbers of prompts."""
     ours = {name: size.rows for name, size in sizes.items()}
     if theirs != ours:
         raise ForeignState(
             f"the state in {directory} is of other sources: it has {_listed(theirs)}; the config has {_listed(ours)}."
-            " Put the sources and their prompt files back, or begin anew in another run.state_dir"
+            " Put the sources and their prompt files back; or, where the change is meant, start with"
+            " --allow-source-changes; or begin anew in another run.state_dir"
         )
 
 
@@ -300,7 +315,8 @@ def open_checkpoint(directory: Path, name: str, sizes: dict[str, SourceSize]) ->
     """
     try:
         data = read_checkpoint(directory, name)
-        _check_sources(directory, data["ledger"], sizes)
+        theirs = {source: state["rows"] for source, state in data["ledger"]["sources"].items()}
+        _check_sources(directory, theirs, sizes)
         if problems := verify_checkpoint(directory, name):
             raise CheckpointError(f"checkpoint {name!r} is damaged: {'; '.join(problems[:3])}")
         relink(directory, name, data)

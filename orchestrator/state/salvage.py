@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from orchestrator.errors import StateError
-from orchestrator.events import Dropped
+from orchestrator.events import Dropped, Event
 from orchestrator.ledger import DAMAGED, Ledger
 
 from .segments import SEGMENT_HEADER_BYTES, LogPosition, segment_header, segment_path
@@ -109,7 +109,7 @@ def _sync(path: Path, directory: Path) -> None:
             os.close(fd)
 
 
-def drop_damaged(ledger: Ledger, problems: list[str]) -> list[Dropped]:
+def drop_damaged(ledger: Ledger, problems: list[str]) -> list[Event]:
     """Drop every group that could not be read back whole; names them in ``problems``.
 
     Called once everything is replayed: what was acknowledged since the snapshot is no loss.
@@ -117,7 +117,7 @@ def drop_damaged(ledger: Ledger, problems: list[str]) -> list[Dropped]:
     Returns:
         The events, applied already.
     """
-    drops = []
+    drops: list[Event] = []
     for i, (source, index, where, reason) in enumerate(list(_damaged(ledger))):
         if i < MAX_NAMED:
             problems.append(f"group {index} of {source} ({where}) was lost and its prompt runs again: {reason}")

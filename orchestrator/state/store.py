@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import secrets
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -118,6 +119,7 @@ class StateStore:
         replan: Broadcast | None = None,
         segment_bytes: int | None = None,
         log: FilteringBoundLogger | None = None,
+        allow_source_changes: bool = False,
     ) -> StateStore:
         """Recover the state of a directory whose lock is held.
 
@@ -128,11 +130,14 @@ class StateStore:
             replan: notified of the records that may change what is asked of producers.
             segment_bytes: of the log's files; ``None``: :data:`SEGMENT_BYTES`.
             log: where faults of the disk are logged; without one they are in :attr:`fault` alone.
+            allow_source_changes: take the sources of the config for a state of others.
 
         Raises:
             ForeignState, CorruptState, StateError: see :func:`~orchestrator.state.recovery.recover`.
         """
-        ledger, recovery = await anyio.to_thread.run_sync(recover, directory, sizes, secrets.token_hex(4))
+        ledger, recovery = await anyio.to_thread.run_sync(
+            partial(recover, allow_source_changes=allow_source_changes), directory, sizes, secrets.token_hex(4)
+        )
         size = SEGMENT_BYTES if segment_bytes is None else segment_bytes
         return cls(directory, ledger, recovery, changed or Broadcast(), replan or Broadcast(), size, log)
 

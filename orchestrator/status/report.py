@@ -8,6 +8,7 @@ Invariants:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -48,10 +49,7 @@ def build_status(facts: RunFacts, explain: Callable[[Shortage | None], dict[str,
     ledger, mixer = facts.ledger, facts.mixer
     outlook = mixer.outlook()
     plan = mixer.plan()
-    leased: dict[str, int] = dict.fromkeys(ledger.sources, 0)
-    for _, share in ledger.leases.open_shares():
-        for group in share.groups:
-            leased[group.source] += 1
+    leased = Counter(group.source for _, share in ledger.leases.open_shares() for group in share.groups)
     return {
         "run": dict(facts.run),
         "step": ledger.step,
@@ -60,6 +58,7 @@ def build_status(facts: RunFacts, explain: Callable[[Shortage | None], dict[str,
         "cause": explain(outlook) if isinstance(outlook, Shortage) else None,
         "next_group_index": ledger.next_group,
         "sources": {name: _source(facts, state, leased[name]) for name, state in ledger.sources.items()},
+        "retired": {name: _account(state, leased[name]) for name, state in ledger.retired.items()},
         "plan": [{"step": b.step, "weights": dict(b.shares), "counts": dict(b.counts)} for b in plan],
         "leases": _leases(facts),
         "engines": [asdict(engine) for engine in facts.engines],
@@ -79,15 +78,7 @@ def _source(facts: RunFacts, state: SourceState, leased: int) -> dict[str, Any]:
         "exhausted": state.is_exhausted,
         "carry": state.carry,
         "cursor": {"epoch": state.epoch, "position": state.position, "prompts": state.rows, "rerun": len(state.rerun)},
-        "groups": {
-            "launched": state.launched,
-            "in_flight": len(state.in_flight),
-            "buffered": len(state.ready),
-            "leased": leased,
-            "acknowledged": state.acknowledged,
-            "dropped": sum(count.groups for count in state.dropped.values()),
-        },
-        "dropped": {reason: _drop(count) for reason, count in state.dropped.items()},
+        **_account(state, leased),
         "kept": {"samples": state.kept_samples, "mean_tokens": state.kept_tokens / max(1, state.kept_samples)},
         "handed_out": state.handed_out,
         "overtakings": state.overtakings,
@@ -97,6 +88,21 @@ def _source(facts: RunFacts, state: SourceState, leased: int) -> dict[str, Any]:
         "bound": demand.bound,
         "producer": asdict(facts.producers[state.name]),
         "reward": asdict(facts.rewards[state.name]),
+    }
+
+
+def _account(state: SourceState, leased: int) -> dict[str, Any]:
+    """Where every group that the source launched is."""
+    return {
+        "groups": {
+            "launched": state.launched,
+            "in_flight": len(state.in_flight),
+            "buffered": len(state.ready),
+            "leased": leased,
+            "acknowledged": state.acknowledged,
+            "dropped": sum(count.groups for count in state.dropped.values()),
+        },
+        "dropped": {reason: _drop(count) for reason, count in state.dropped.items()},
     }
 
 

@@ -66,7 +66,7 @@ class StepMetrics:
     def __init__(self, ledger: Ledger, reward_cap: Callable[[str, int], float | None]) -> None:
         self._ledger = ledger
         self._reward_cap = reward_cap
-        self._before = {name: self._flow(state) for name, state in ledger.sources.items()}
+        self._before = {name: self._flow(state) for name, state in (ledger.sources | ledger.retired).items()}
 
     def report(self, batch: LeasedBatch) -> StepReport:
         """The metrics of a batch that was formed just now."""
@@ -102,7 +102,7 @@ class StepMetrics:
         return _Flow(finished, {reason: count.groups for reason, count in state.dropped.items()})
 
     def _flows(self, state: SourceState) -> dict[str, Any]:
-        before, now = self._before[state.name], self._flow(state)
+        before, now = self._before.get(state.name, _Flow(0, {})), self._flow(state)
         self._before[state.name] = now
         dropped = {reason: groups - before.dropped.get(reason, 0) for reason, groups in now.dropped.items()}
         finished = max(1, now.finished - before.finished)
