@@ -33,6 +33,7 @@ from .records import Sample
 from .reporter import Reporter, StepLog
 from .rewards import Reward, build_reward
 from .scoring import Scorer
+from .starvation import Starvation
 from .state import StateStore
 from .status import StepMetrics
 from .weights import WeightTable, parse_weight
@@ -49,6 +50,7 @@ class Parts:
     rewards: dict[str, Reward]
     producers: dict[str, Producer]
     production: Production
+    starvation: Starvation
     control: Control
     engines: EngineControl
     service: ConsumerService
@@ -120,6 +122,15 @@ def assemble(
         kept=config.run.keep_checkpoints,
         log=logs.logger("checkpoints"),
     )
+    starvation = Starvation(
+        mixer=mixer,
+        ledger=store.ledger,
+        policy=config.rollout.starvation.policy,
+        patience_s=config.rollout.starvation.patience_s,
+        replan=replan,
+        changed=changed,
+        log=logs.logger("mixer"),
+    )
     connections: dict[int, Connection] = {}
     reporter = Reporter(
         config=config,
@@ -131,6 +142,7 @@ def assemble(
         control=control,
         engines=engines,
         desk=desk,
+        starvation=starvation,
         connections=connections,
     )
     service = ConsumerService(
@@ -142,6 +154,7 @@ def assemble(
         control=control,
         engines=engines,
         checkpoints=checkpoints,
+        starvation=starvation,
         changed=changed,
         status=reporter.status,
         cause=reporter.cause,
@@ -159,6 +172,7 @@ def assemble(
         rewards=rewards,
         producers=producers,
         production=production,
+        starvation=starvation,
         control=control,
         engines=engines,
         service=service,

@@ -191,6 +191,7 @@ class SourceState:
         self.epoch = 0
         self.position = 0
         self.carry = 0.0
+        self.debt = 0.0  # groups that others gave in its place; see borrowing.py
         self.paused = False
         self.weight_override: float | str | None = None
         self.weight_in_file: float | str | None = None
@@ -374,6 +375,7 @@ class SourceState:
             "epoch": self.epoch,
             "position": self.position,
             "carry": self.carry,
+            "debt": self.debt,
             "paused": self.paused,
             "weight_override": self.weight_override,
             "weight_in_file": self.weight_in_file,
@@ -398,7 +400,7 @@ class SourceState:
         """Become what ``snapshot`` described; ``frame_at`` gives the bytes at a place."""
         self.rows, self.epochs = data["rows"], data.get("epochs", self.epochs)
         self.epoch, self.position = data["epoch"], data["position"]
-        self.carry, self.paused = data["carry"], data["paused"]
+        self.carry, self.debt, self.paused = data["carry"], data.get("debt", 0.0), data["paused"]
         self.weight_override, self.weight_in_file = data["weight_override"], data["weight_in_file"]
         self.rerun = deque(PromptRef(*ref) for ref in data["rerun"])
         self.in_flight, self.ready, self._order = {}, {}, []

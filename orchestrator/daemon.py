@@ -115,6 +115,7 @@ class Daemon:
             await tasks.start(self._watch_signals)
             await tasks.start(store.run)
             await tasks.start(parts.engines.run)
+            await tasks.start(parts.starvation.run, parts.reporter.cause)
             await tasks.start(parts.server.run)
             await tasks.start(parts.pool.run)
             await tasks.start(parts.production.run)

@@ -78,7 +78,7 @@ class BatchFormed(_Event, tag="batch", frozen=True):
     """A batch was formed, leased, and the step advanced.
 
     ``shares[r]`` are the group indices of rank ``r`` in the order of hand-out. ``carry`` is the carried remainder of
-    each source after this batch.
+    each source after this batch, ``debt`` where it has changed (``borrowing.py``).
     """
 
     step: int
@@ -88,6 +88,7 @@ class BatchFormed(_Event, tag="batch", frozen=True):
     carry: dict[str, float]
     shares: list[list[int]]
     split: int = 0
+    debt: dict[str, float] = {}
 
 
 class Resplit(_Event, tag="resplit", frozen=True):

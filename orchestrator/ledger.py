@@ -249,6 +249,8 @@ class Ledger:
         self.leases.add(batch)
         for name, carry in event.carry.items():
             self.source(name).carry = carry
+        for name, debt in event.debt.items():
+            self.source(name).debt = debt
         self.step += 1
 
     def _resplit(self, event: Resplit) -> None:

@@ -6,6 +6,8 @@ Invariants:
   that the mixture of what is trained is exact whatever the speed of the sources (G1).
 * Within a source groups leave in launch order, with bounded overtaking (``buffer.py``).
 * Staleness is checked once, when a batch forms; what is too old is dropped, counted, and its prompt runs again.
+* Where it is allowed at a step (:meth:`Mixer.allow_borrowing`), others stand in for what a source lacks, and are paid
+  back (``borrowing.py``): the one exception to the first.
 * A paused source counts as weight 0 and keeps its carried remainder. An exhausted one gives what it has, and the rest
   is apportioned over the others.
 * No await and no clock: :meth:`Mixer.form` decides, and records what it decided in the journal.
@@ -14,8 +16,9 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from .borrowing import Loan, stand_in
 from .buffer import SourceState, StoredGroup
 from .events import BatchFormed, Dropped
 from .leases import LeasedBatch, split_batch
@@ -56,10 +59,14 @@ class Lack:
 
 @dataclass(frozen=True, slots=True)
 class Shortage:
-    """No batch can be formed now. Empty ``lacks``: no source that has prompts has a weight above 0."""
+    """No batch can be formed now. Empty ``lacks``: no source that has prompts has a weight above 0.
+
+    ``standing_in`` says what becomes of others that may stand in; empty where they may not.
+    """
 
     step: int
     lacks: tuple[Lack, ...]
+    standing_in: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +118,7 @@ class Mixer:
         self._buffer_bounds = dict(buffer_bounds)
         self._on_formed = on_formed
         self._plan: tuple[tuple[int, int], tuple[PlannedBatch, ...]] | None = None
+        self._borrows_at: int | None = None
 
     # -- the plan ------------------------------------------------------------------------------------------------------
 
@@ -132,10 +140,15 @@ class Mixer:
                 size=self.batch_size,
                 horizon=self.horizon,
                 active=[name for name, state in states.items() if not state.paused],
-                limits={name: len(state.ready) for name, state in states.items() if state.is_exhausted},
+                limits=self._limits(),
+                debt={name: state.debt for name, state in states.items()},
             )
             self._plan = (key, plan)
         return self._plan[1]
+
+    def _limits(self) -> dict[str, int]:
+        """Groups that sources without further prompts have left."""
+        return {name: len(state.ready) for name, state in self._ledger.sources.items() if state.is_exhausted}
 
     def demand(self, source: str) -> Demand:
         """What a source has to produce for the plan, and how much of it may be there at once."""
@@ -147,10 +160,37 @@ class Mixer:
             bound = min(bound, groups)
         if size is not None and state.ready_bytes >= size:
             bound = min(bound, state.outstanding)
+        next_count = plan[0].counts[source] if plan else 0
+        loan = self._loan(plan[0]) if plan else None
+        lent = max(0, loan.counts[source] - next_count) if isinstance(loan, Loan) else 0
         return Demand(
-            wanted=sum(batch.counts[source] for batch in plan),
-            next_count=plan[0].counts[source] if plan else 0,
+            wanted=sum(batch.counts[source] for batch in plan) + lent,
+            next_count=next_count + lent,
             bound=max(0, bound),
+        )
+
+    # -- standing in ---------------------------------------------------------------------------------------------------
+
+    @property
+    def is_borrowing(self) -> bool:
+        """Whether others may stand in for what the next batch lacks."""
+        return self._borrows_at == self._ledger.step
+
+    def allow_borrowing(self, step: int) -> None:
+        """Let others stand in for what the batch of that step lacks. The caller notifies the producers."""
+        self._borrows_at = step
+
+    def _loan(self, planned: PlannedBatch) -> Loan | str | None:
+        """Who stands in for what the next batch lacks; a sentence's end if nobody can, ``None`` if nobody may."""
+        if not self.is_borrowing:
+            return None
+        return stand_in(
+            planned.counts,
+            planned.shares,
+            takeable={name: state.takeable(self.lookahead) for name, state in self._ledger.sources.items()},
+            limits=self._limits(),
+            debt=planned.debt,
+            size=self.batch_size,
         )
 
     # -- batches -------------------------------------------------------------------------------------------------------
@@ -168,7 +208,15 @@ class Mixer:
         lacks = tuple(
             lack for name, needed in plan[0].counts.items() if (lack := self._lack(self._ledger.source(name), needed))
         )
-        return Shortage(step, lacks) if lacks else plan[0]
+        return self._with_others(plan[0], lacks) if lacks else plan[0]
+
+    def _with_others(self, planned: PlannedBatch, lacks: tuple[Lack, ...]) -> PlannedBatch | Shortage:
+        loan = self._loan(planned)
+        if isinstance(loan, Loan):
+            if loan.is_there:
+                return replace(planned, counts=loan.counts, debt=loan.debt)
+            return Shortage(planned.step, lacks, "others stand in, and are generating")
+        return Shortage(planned.step, lacks, loan or "")
 
     def _leftover(self) -> int:
         return sum(len(state.ready) for state in self._ledger.sources.values())
@@ -218,8 +266,13 @@ class Mixer:
             counts=dict(planned.counts),
             carry=dict(planned.carry),
             shares=split_batch(chosen, world_size),
+            debt=self._debt_changes(planned),
         )
         self._journal.record(event)
         batch = self._ledger.leases.batches[planned.step]
         self._on_formed(batch)
         return batch
+
+    def _debt_changes(self, planned: PlannedBatch) -> dict[str, float]:
+        """The debts after this batch, where they are others than before."""
+        return {name: debt for name, debt in planned.debt.items() if debt != self._ledger.source(name).debt}

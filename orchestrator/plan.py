@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from .apportionment import apportion
+from .borrowing import repay
 from .weights import WeightTable
 
 __all__ = [
@@ -39,7 +40,8 @@ class PlannedBatch:
     """A coming batch, each mapping with every source of the table.
 
     ``shares`` are the normalised weights, ``counts`` the groups of each source, ``carry`` what each is owed after the
-    batch; ``warnings`` are those of the weights at this step.
+    batch, ``debt`` what others gave in its place by then (``borrowing.py``); ``warnings`` are those of the weights at
+    this step.
     """
 
     step: int
@@ -47,6 +49,7 @@ class PlannedBatch:
     counts: dict[str, int]
     carry: dict[str, float]
     warnings: tuple[str, ...] = ()
+    debt: dict[str, float] = field(default_factory=dict)
 
 
 def forecast(
@@ -58,6 +61,7 @@ def forecast(
     horizon: int,
     active: Collection[str],
     limits: Mapping[str, int] | None = None,
+    debt: Mapping[str, float] | None = None,
 ) -> tuple[PlannedBatch, ...]:
     """The batches ``step`` … ``step + horizon - 1`` as they look now.
 
@@ -70,30 +74,32 @@ def forecast(
         active: sources that take part.
         limits: for exhausted sources the groups that they have left; used up batch by batch. A source with nothing left
             takes no part: its weight counts as 0.
+        debt: what others gave in place of each source; paid back batch by batch.
 
     Returns:
         The plan; empty when all shares of the next batch are 0.
     """
     left = dict(limits or {})
-    owed = [carry.get(name, 0.0) for name in table.names]
+    owed = {name: carry.get(name, 0.0) for name in table.names}
+    owing = {name: (debt or {}).get(name, 0.0) for name in table.names}
     plan: list[PlannedBatch] = []
     for planned_step in range(step, step + horizon):
         taking_part = {name for name in active if left.get(name) != 0}
         row = table.at(planned_step, active=taking_part)
         if not any(row.shares.values()):
             break
+        if any(owing.values()):
+            owed, owing = repay(owed, owing, row.shares, size, gone=[name for name in left if not left[name]])
         result = apportion(
             list(row.shares.values()),
-            owed,
+            list(owed.values()),
             size,
             active=[name in taking_part for name in table.names],
             limits=[left.get(name) for name in table.names] if left else None,
         )
-        owed = list(result.carry)
+        owed = dict(zip(table.names, result.carry, strict=True))
         counts = dict(zip(table.names, result.counts, strict=True))
-        plan.append(
-            PlannedBatch(planned_step, row.shares, counts, dict(zip(table.names, owed, strict=True)), row.warnings)
-        )
+        plan.append(PlannedBatch(planned_step, row.shares, counts, owed, row.warnings, owing))
         if sum(result.counts) < size:
             break
         for name in left:

@@ -27,6 +27,7 @@ from .logs import LogHandle
 from .mixer import Mixer, Shortage
 from .producer import Producer
 from .rewards import Reward
+from .starvation import Starvation
 from .state import StateStore
 from .status import RunFacts, StepMetrics, build_status, explain
 from .weights import WeightTable
@@ -76,6 +77,7 @@ class Reporter:
         control: Control,
         engines: EngineControl,
         desk: LeaseDesk,
+        starvation: Starvation,
         connections: Mapping[int, Connection],
     ) -> None:
         self._config = config
@@ -87,6 +89,7 @@ class Reporter:
         self._control = control
         self._engines = engines
         self._desk = desk
+        self._starvation = starvation
         self._connections = connections
         self._started = time.monotonic()
 
@@ -128,6 +131,7 @@ class Reporter:
                 "paused": self._engines.is_paused,
                 "draining": self._control.is_draining,
             },
+            starvation=asdict(self._starvation.statistics()),
             held={lease: holder.pid for lease, holder in self._desk.held.items()},
             connections=[{"pid": c.holder.pid, "client": c.client} for c in self._connections.values()],
             state=asdict(self._store.statistics()),

@@ -563,15 +563,11 @@ over_sampling_batch_size: 8
         """
 archive: {path: archive}
 tokenizer: {path: tokenizer.json}
-rollout:
-  starvation: {policy: borrow}
 """,
         """
 1: archive: this is not supported by this version (leave it out)
 2: tokenizer: this is not supported by this version \
 (leave it out; engines tokenise prompts and apply their model's own template)
-4: rollout.starvation.policy: this is not supported by this version \
-(write wait: the batch waits for the source it lacks)
 """,
     ),
     # -- found by looking at what the config names ---------------------------------------------------------------------

@@ -115,6 +115,8 @@ def _sources(report: dict[str, Any]) -> RenderableType:
 
 def _remarks(source: dict[str, Any]) -> str:
     remarks = [word for word in ("paused", "exhausted") if source[word]]
+    if source["debt"]:
+        remarks.append(f"{abs(source['debt']):.3g} groups {'owed' if source['debt'] > 0 else 'ahead'}")
     if source["weight"]["set_at_run_time"]:
         remarks.append(f"weight set: {source['weight']['text']}")
     remarks.extend(f"{count['groups']} {reason}" for reason, count in source["dropped"].items())

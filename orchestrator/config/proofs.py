@@ -32,10 +32,6 @@ NOT_YET: Final[dict[tuple[str, ...], tuple[Callable[[Config], bool], str]]] = {
         lambda config: config.tokenizer is not None,
         "leave it out; engines tokenise prompts and apply their model's own template",
     ),
-    ("rollout", "starvation", "policy"): (
-        lambda config: config.rollout.starvation.policy == "borrow",
-        "write wait: the batch waits for the source it lacks",
-    ),
 }
 """Settings of the contract that the daemon does not act on yet: whether a config asks for one, and what to do instead.
 An error, because a setting that is silently ignored is worse."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, Protocol, cast
 
 import anyio
@@ -21,6 +22,7 @@ from orchestrator.events import SourcePaused, SourceResumed
 from orchestrator.frames import DEFAULT_MAX_PAYLOAD_BYTES
 from orchestrator.ledger import Journal, Ledger
 from orchestrator.mixer import Finished, Shortage
+from orchestrator.starvation import Starvation
 
 from . import methods as m
 from .checkpoint_methods import CheckpointControl, CheckpointMethods
@@ -68,6 +70,7 @@ class ConsumerService:
         control: weights and drain.
         engines: the engines' side.
         checkpoints: named checkpoints.
+        starvation: told of everybody who waits for a batch.
         changed: notified when a waiting ``get_batch`` should look again.
         status: everything that ``status`` reports.
         cause: the sentence and the facts of why no batch is formed.
@@ -85,6 +88,7 @@ class ConsumerService:
         control: RunControl,
         engines: EngineControl,
         checkpoints: CheckpointControl,
+        starvation: Starvation,
         changed: Broadcast,
         status: Callable[[], dict[str, Any]],
         cause: Callable[[Waiting | Shortage | None], dict[str, Any]],
@@ -97,6 +101,7 @@ class ConsumerService:
         self._desk = desk
         self._control = control
         self._engines = engines
+        self._starvation = starvation
         self._changed = changed
         self._status = status
         self._cause = cause
@@ -172,7 +177,8 @@ class ConsumerService:
                 raise RunFinished(f"the run ended after {got.step} batches", data={"leftover": got.leftover})
             if self._control.is_draining:
                 raise ShuttingDown("the daemon is draining and forms no more batches")
-            with anyio.CancelScope(deadline=deadline) as waiting:
+            waits = self._starvation.waiting(got.step) if isinstance(got, Shortage) else nullcontext()
+            with anyio.CancelScope(deadline=deadline) as waiting, waits:
                 await changed.wait()
             if waiting.cancelled_caught:
                 raise self._timeout(limit, got)

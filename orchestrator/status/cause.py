@@ -82,7 +82,10 @@ def explain(
         lacks = lack.needed - lack.takeable
         sources.append({"source": lack.source, "lacks": lacks, "needs": lack.needed, "why": why})
     kind = "generation" if general is None else "engines"
-    return {"sentence": _sentence(shortage.step, sources, general), "kind": kind, "sources": sources}
+    sentence = _sentence(shortage.step, sources, general)
+    if shortage.standing_in:
+        sentence += f"; {shortage.standing_in}"
+    return {"sentence": sentence, "kind": kind, "sources": sources}
 
 
 def _cause(kind: str, sentence: str) -> dict[str, Any]:

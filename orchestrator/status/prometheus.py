@@ -44,6 +44,8 @@ def _run(status: Mapping[str, Any]) -> Iterator[Metric]:
     yield GaugeMetricFamily("rollout_connections", "Clients connected.", value=len(status["connections"]))
     yield GaugeMetricFamily("rollout_paused", "1 while generation is paused.", value=status["generation"]["paused"])
     yield GaugeMetricFamily("rollout_batch_waiting", "1 while no batch can be formed.", value=bool(status["cause"]))
+    waited = status["starvation"]["waiting_s"] or 0.0
+    yield GaugeMetricFamily("rollout_batch_waiting_seconds", "Since somebody waits for the next batch.", value=waited)
     yield CounterMetricFamily("rollout_state_written_bytes", "Written to the log.", value=state["written_bytes"])
     yield GaugeMetricFamily("rollout_state_backlog_bytes", "Not yet written.", value=state["backlog_bytes"])
     yield GaugeMetricFamily("rollout_state_fault", "1 while the disk fails.", value=bool(state["fault"]))
@@ -56,9 +58,11 @@ def _sources(status: Mapping[str, Any]) -> Iterator[Metric]:
     dropped = CounterMetricFamily("rollout_source_dropped_groups", "Groups dropped.", labels=["source", "reason"])
     size = GaugeMetricFamily("rollout_source_buffered_bytes", "Finished groups in memory.", labels=["source"])
     accepted = GaugeMetricFamily("rollout_source_acceptance", "Share of groups the filter keeps.", labels=["source"])
+    debt = GaugeMetricFamily("rollout_source_debt_groups", "Groups that others gave in its place.", labels=["source"])
     plan = status["plan"][0]["weights"] if status["plan"] else {}
     for name, source in status["sources"].items():
         weight.add_metric([name], plan.get(name, 0.0))
+        debt.add_metric([name], source["debt"])
         for state in ("in_flight", "buffered", "leased"):
             groups.add_metric([name, state], source["groups"][state])
         handed.add_metric([name], source["handed_out"])
@@ -66,7 +70,7 @@ def _sources(status: Mapping[str, Any]) -> Iterator[Metric]:
             dropped.add_metric([name, reason], count["groups"])
         size.add_metric([name], source["buffered_bytes"])
         accepted.add_metric([name], source["producer"]["acceptance"])
-    yield from (weight, groups, handed, dropped, size, accepted)
+    yield from (weight, debt, groups, handed, dropped, size, accepted)
 
 
 def _engines(status: Mapping[str, Any]) -> Iterator[Metric]:

@@ -38,6 +38,7 @@ class RunFacts:
     rewards: Mapping[str, RewardStatistics]
     engines: Sequence[EngineStatistics]
     generation: Mapping[str, Any]
+    starvation: Mapping[str, Any]
     held: Mapping[str, int]
     connections: Sequence[Mapping[str, Any]]
     state: Mapping[str, Any]
@@ -63,6 +64,7 @@ def build_status(facts: RunFacts, explain: Callable[[Shortage | None], dict[str,
         "leases": _leases(facts),
         "engines": [asdict(engine) for engine in facts.engines],
         "generation": dict(facts.generation),
+        "starvation": dict(facts.starvation),
         "connections": list(facts.connections),
         "state": dict(facts.state),
         "problems": list(facts.problems),
@@ -77,6 +79,7 @@ def _source(facts: RunFacts, state: SourceState, leased: int) -> dict[str, Any]:
         "paused": state.paused,
         "exhausted": state.is_exhausted,
         "carry": state.carry,
+        "debt": state.debt,
         "cursor": {"epoch": state.epoch, "position": state.position, "prompts": state.rows, "rerun": len(state.rerun)},
         **_account(state, leased),
         "kept": {"samples": state.kept_samples, "mean_tokens": state.kept_tokens / max(1, state.kept_samples)},

@@ -89,6 +89,7 @@ class StepMetrics:
             "buffer_groups": len(state.ready),
             "in_flight": len(state.in_flight),
             "carry": state.carry,
+            "debt": state.debt,
             "resumed_samples": sum(group.resumed for group in groups),
         }
         cap = self._reward_cap(state.name, batch.step)
