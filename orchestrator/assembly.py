@@ -8,31 +8,27 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 from . import __version__
 from .broadcast import Broadcast
 from .checkpoint_control import CheckpointControl
-from .config import Config, reward_options, sampling_header, sampling_params
+from .config import Config
 from .consumer import Connection, ConsumerServer, ConsumerService, LeaseDesk
 from .control import Control
 from .engine_assembly import assemble_engines
 from .engine_control import EngineControl
 from .engines import EnginePool
-from .filters import RewardCaps, Verdict, load_filter
-from .group_run import GroupRunner, GroupSettings
+from .filters import RewardCaps
 from .logs import LogHandle
 from .mixer import Mixer
-from .producer import Producer
 from .production import Production
 from .prompts import PromptSource
-from .records import Sample
+from .reload import Reloader
 from .reporter import Reporter, StepLog
-from .rewards import Reward, build_reward
-from .scoring import Scorer
+from .source_lines import SourceLine, SourceLines
 from .starvation import Starvation
 from .state import StateStore
 from .status import StepMetrics
@@ -47,12 +43,12 @@ class Parts:
 
     mixer: Mixer
     pool: EnginePool
-    rewards: dict[str, Reward]
-    producers: dict[str, Producer]
+    lines: dict[str, SourceLine]
     production: Production
     starvation: Starvation
     control: Control
     engines: EngineControl
+    reloader: Reloader
     service: ConsumerService
     server: ConsumerServer
     reporter: Reporter
@@ -73,9 +69,6 @@ class _Base:
     def names(self) -> tuple[str, ...]:
         return self.config.source_names
 
-    def policy_version(self) -> int:
-        return self.store.ledger.policy_version
-
 
 def assemble(
     config: Config,
@@ -86,6 +79,7 @@ def assemble(
     replan: Broadcast,
     logs: LogHandle,
     directory: Path,
+    file: Path | None = None,
 ) -> Parts:
     """Build the components of a run.
 
@@ -97,6 +91,7 @@ def assemble(
         replan: notified of what concerns all producers.
         logs: where lines go.
         directory: for dotted paths.
+        file: that the config was read from, to read it again.
 
     Raises:
         OrchestratorError: something that the config names cannot be used.
@@ -107,9 +102,9 @@ def assemble(
     pool, engines = assemble_engines(
         config, ledger=store.ledger, journal=store, directory=directory, log=logs.logger("engines")
     )
-    rewards = {name: _reward(base, name) for name in base.names}
-    producers = {name: _producer(base, name, prompts[name], mixer, pool, rewards[name], caps) for name in base.names}
-    production = Production(producers.values())
+    makers = SourceLines(store=store, mixer=mixer, pool=pool, caps=caps, replan=replan, logs=logs, directory=directory)
+    lines = {name: makers.line(config, name, prompts[name], makers.reward(config, name)) for name in base.names}
+    production = Production({name: line.producer for name, line in lines.items()})
     control = _control(base, mixer.table, production)
     control.restore_weights()
     desk = LeaseDesk(ledger=store.ledger, journal=store, mixer=mixer, changed=changed)
@@ -137,13 +132,23 @@ def assemble(
         store=store,
         mixer=mixer,
         pool=pool,
-        producers=producers,
-        rewards=rewards,
+        lines=lines,
         control=control,
         engines=engines,
         desk=desk,
         starvation=starvation,
         connections=connections,
+    )
+    reloader = Reloader(
+        file=file,
+        config=config,
+        makers=makers,
+        lines=lines,
+        production=production,
+        control=control,
+        engines=engines,
+        on_config=reporter.reconfigure,
+        log=logs.logger("reload"),
     )
     service = ConsumerService(
         run_name=config.run.name,
@@ -155,6 +160,7 @@ def assemble(
         engines=engines,
         checkpoints=checkpoints,
         starvation=starvation,
+        reload=reloader.reload,
         changed=changed,
         status=reporter.status,
         cause=reporter.cause,
@@ -169,12 +175,12 @@ def assemble(
     return Parts(
         mixer=mixer,
         pool=pool,
-        rewards=rewards,
-        producers=producers,
+        lines=lines,
         production=production,
         starvation=starvation,
         control=control,
         engines=engines,
+        reloader=reloader,
         service=service,
         server=server,
         reporter=reporter,
@@ -213,67 +219,3 @@ def _control(base: _Base, table: WeightTable, production: Production) -> Control
         snapshot=base.store.snapshot,
         log=base.logs.logger("control"),
     )
-
-
-def _reward(base: _Base, source: str) -> Reward:
-    return build_reward(**reward_options(base.config.source(source).reward), directory=base.directory)
-
-
-def _producer(
-    base: _Base,
-    source: str,
-    prompts: PromptSource,
-    mixer: Mixer,
-    pool: EnginePool,
-    reward: Reward,
-    caps: RewardCaps,
-) -> Producer:
-    config, store = base.config, base.store
-    log = base.logs.logger("producer", source=source)
-    sampling = config.sampling_of(source)
-    runner = GroupRunner(
-        prompts=prompts,
-        pool=pool,
-        scorer=Scorer(reward),
-        verdict=_verdict(base, source, caps),
-        journal=store,
-        policy_version=base.policy_version,
-        settings=GroupSettings(
-            sampling=sampling_params(sampling, seed=config.run.seed),
-            sampling_header=sampling_header(sampling),
-            replace_failed=config.rollout.failed_sample == "replace",
-            mask_offpolicy=config.rollout.mask_offpolicy_in_partial_rollout,
-            max_staleness=config.rollout.max_staleness,
-            logprobs_kind=config.logprobs_kind,
-        ),
-        log=log,
-    )
-    return Producer(
-        state=store.ledger.source(source),
-        ledger=store.ledger,
-        journal=store,
-        prompts=prompts,
-        runner=runner,
-        demand=lambda: mixer.demand(source),
-        replan=base.replan,
-        n_samples=config.rollout.n_samples_per_prompt,
-        may_launch=lambda: not store.is_congested,
-        log=log,
-    )
-
-
-def _verdict(base: _Base, source: str, caps: RewardCaps) -> Callable[[Sequence[Sample]], Verdict]:
-    """The filter of a source: its reward cap, then the configured filter."""
-    chosen = load_filter(base.config.dynamic_sampling_filter, directory=base.directory)
-    rollout = base.config.rollout
-    args = SimpleNamespace(
-        data_source=source,
-        n_samples_per_prompt=rollout.n_samples_per_prompt,
-        rollout_batch_size=rollout.rollout_batch_size,
-    )
-
-    def verdict(samples: Sequence[Sample]) -> Verdict:
-        capped = caps.check(base.store.ledger.step, source, samples)
-        return chosen(args, list(samples)) if capped.keep else capped
-
-    return verdict

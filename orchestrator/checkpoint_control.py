@@ -20,7 +20,7 @@ from .consumer import LeaseDesk
 from .control import Control
 from .engines import EnginePool
 from .errors import BadRequest, ShuttingDown, StateError
-from .production import PARK_DEADLINE_S, Production
+from .production import Production
 from .state import StateStore, list_checkpoints, remove_checkpoint, verify_checkpoint
 
 __all__ = ["CheckpointControl"]
@@ -104,7 +104,7 @@ class CheckpointControl:
         self._is_loading = True
         try:
             with anyio.CancelScope(shield=True):
-                await self._park()
+                await self._production.park()
                 await self._go_back(name)
         finally:
             self._is_loading = False
@@ -115,12 +115,6 @@ class CheckpointControl:
             " have ended, and nothing is generated until a policy version is set"
         )
         return ledger.step
-
-    async def _park(self) -> None:
-        with anyio.move_on_after(PARK_DEADLINE_S):
-            await self._production.stop()
-            return
-        raise StateError(f"what is in flight could not be parked within {PARK_DEADLINE_S:g} s; nothing has changed")
 
     async def _go_back(self, name: str) -> None:
         with anyio.move_on_after(LOAD_DEADLINE_S) as deadline:

@@ -84,6 +84,11 @@ class Control:
             f"draining takes longer than {PARK_DEADLINE_S:g} s: see status.state.fault; what is parked is kept"
         )
 
+    def reconfigure(self, file_weights: Mapping[str, float | str]) -> None:
+        """These are the file's weights now; one set at run time ends where the file's has changed."""
+        self._file_weights = dict(file_weights)
+        self.restore_weights()
+
     # -- weights -------------------------------------------------------------------------------------------------------
 
     def set_weight(self, source: str, weight: float | str | None) -> None:

@@ -13,20 +13,23 @@ from __future__ import annotations
 import gc
 import os
 import signal
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Final
 
 import anyio
-from anyio.abc import TaskStatus
+from anyio.abc import TaskGroup, TaskStatus
 
 from .assembly import Parts, assemble
 from .broadcast import Broadcast
 from .config import Config, prompt_options
+from .errors import OrchestratorError
 from .ledger import SourceSize
 from .logs import LogHandle
 from .mixer import Finished
 from .prompts import PromptSource, open_prompts
+from .reload import Reloader
+from .source_lines import SourceLine
 from .state import StateLock, StateStore
 from .status import StatusServer
 
@@ -48,11 +51,15 @@ class Daemon:
     Args:
         config: the whole configuration.
         logs: where log lines go.
+        file: that the config was read from; without it it cannot be read again.
         allow_source_changes: go on with the state of a run whose sources were others.
     """
 
-    def __init__(self, config: Config, logs: LogHandle, *, allow_source_changes: bool = False) -> None:
+    def __init__(
+        self, config: Config, logs: LogHandle, *, file: Path | None = None, allow_source_changes: bool = False
+    ) -> None:
         self._config = config
+        self._file = file
         self._allow_source_changes = allow_source_changes
         self._logs = logs
         self._log = logs.logger("daemon")
@@ -91,14 +98,18 @@ class Daemon:
                     replan=replan,
                     logs=self._logs,
                     directory=Path.cwd(),
+                    file=self._file,
                 )
                 gc.collect()
                 gc.freeze()  # what was read back lives long: looking through it would hold the loop up
-                for reward in parts.rewards.values():
-                    stack.push_async_callback(reward.aclose)
+                stack.push_async_callback(self._close_lines, parts.lines)
                 self._report_recovery(store)
                 await self._supervise(parts, store, changed)
             self._log.info(f"stopped at step {store.ledger.step}; the next start goes on from there")
+
+    async def _close_lines(self, lines: dict[str, SourceLine]) -> None:
+        for line in lines.values():
+            await line.aclose()
 
     async def _open_prompts(self, stack: AsyncExitStack) -> dict[str, PromptSource]:
         opened = {}
@@ -112,7 +123,7 @@ class Daemon:
 
     async def _supervise(self, parts: Parts, store: StateStore, changed: Broadcast) -> None:
         async with anyio.create_task_group() as tasks:
-            await tasks.start(self._watch_signals)
+            await tasks.start(self._watch_signals, parts.reloader, tasks)
             await tasks.start(store.run)
             await tasks.start(parts.engines.run)
             await tasks.start(parts.starvation.run, parts.reporter.cause)
@@ -123,8 +134,7 @@ class Daemon:
                 await tasks.start(StatusServer(self._config.status.http, parts.reporter.status).run)
             tasks.start_soon(self._end_when_finished, parts, store, changed)
             self._log.info(
-                f"ready: {len(parts.producers)} sources, step {store.ledger.step},"
-                f" socket {self._config.consumer.socket}"
+                f"ready: {len(parts.lines)} sources, step {store.ledger.step}, socket {self._config.consumer.socket}"
             )
             await self._stop.wait()
             self._log.info("stopping: what is in flight is parked")
@@ -148,7 +158,7 @@ class Daemon:
                 self._stop.set()
                 return
 
-    async def _watch_signals(self, *, task_status: TaskStatus[None]) -> None:
+    async def _watch_signals(self, reloader: Reloader, tasks: TaskGroup, *, task_status: TaskStatus[None]) -> None:
         watched = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
         with anyio.open_signal_receiver(*watched) as signals:
             task_status.started()
@@ -156,7 +166,7 @@ class Daemon:
                 if number == signal.SIGUSR1:
                     self._logs.reopen()
                 elif number == signal.SIGHUP:
-                    self._log.warning("this version does not reload its config: restart the daemon to apply changes")
+                    tasks.start_soon(self._reload, reloader)
                 elif self._stop.is_set():
                     self._log.warning("a second signal: ending at once")
                     self._logs.close()
@@ -164,6 +174,10 @@ class Daemon:
                 else:
                     self._log.info(f"{signal.Signals(number).name}: stopping")
                     self._stop.set()
+
+    async def _reload(self, reloader: Reloader) -> None:
+        with suppress(OrchestratorError):  # it is in the log; nobody waits for an answer, and all is as it was
+            await reloader.reload()
 
     async def _close_store(self, store: StateStore) -> None:
         is_written = False

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from structlog.typing import FilteringBoundLogger
 
-from .config import Config, EngineSpec, adapter_options, engine_as_json, parse_engine
+from .config import Config, EngineSpec, adapter_options, engine_as_json, engine_specs
 from .engine_control import EngineControl
 from .engines import Engine, EnginePool, KnownWeights, build_engine
 from .events import WeightsHeld
@@ -36,14 +34,14 @@ def assemble_engines(
     for event, sentence in crew.outdated:
         log.warning(sentence)
         journal.record(event)
-    specs = _specs(config, crew.engines, directory)
+    specs = engine_specs(config, crew.engines, directory=directory)
 
     def build(spec: EngineSpec) -> Engine:
         return build_engine(adapter_options(spec), workdir=config.run.state_dir)
 
     fleet = ledger.fleet
     pool = EnginePool(
-        [build(spec) for spec in specs],
+        [build(spec) for spec in specs.values()],
         request_timeout_s=config.engine_defaults.request_timeout_s,
         stall_s=config.engine_defaults.stall_s,
         max_retries=config.engine_defaults.max_retries,
@@ -71,12 +69,3 @@ def assemble_engines(
         log=log,
     )
     return pool, control
-
-
-def _specs(config: Config, engines: Mapping[str, dict[str, Any]], directory: Path) -> list[EngineSpec]:
-    in_file = {engine.name: engine for engine in config.engines}
-    specs: list[EngineSpec] = []
-    for name, options in engines.items():
-        known = in_file.get(name)
-        specs.append(known or parse_engine(config, tuple(specs), options, directory=directory))
-    return specs

@@ -10,7 +10,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from anyio.abc import TaskStatus
 from structlog.typing import FilteringBoundLogger
 
 from .broadcast import Broadcast
-from .config import Config, EngineSpec, engine_as_json, parse_engine
+from .config import Config, EngineSpec, engine_as_json, engine_specs, parse_engine
 from .engines import Engine, EnginePool, UpdateMode, WeightUpdate
 from .errors import BadRequest, BatchTimeout, EngineError, UpdateFailed, VersionWentBack
 from .events import EngineAdded, EngineDrained, EngineRemoved, VersionSet
@@ -40,7 +40,7 @@ class EngineControl:
 
     Args:
         config: the whole configuration.
-        specs: the engines that the pool has.
+        specs: the engines that the pool has, by name.
         pool: the engines.
         build: makes the adapter of an engine.
         ledger: the run's facts.
@@ -53,7 +53,7 @@ class EngineControl:
         self,
         *,
         config: Config,
-        specs: Sequence[EngineSpec],
+        specs: Mapping[str, EngineSpec],
         pool: EnginePool,
         build: Callable[[EngineSpec], Engine],
         ledger: Ledger,
@@ -63,7 +63,7 @@ class EngineControl:
     ) -> None:
         self._config = config
         self._in_file = {spec.name: engine_as_json(spec) for spec in config.engines}
-        self._specs = {spec.name: spec for spec in specs}
+        self._specs = dict(specs)
         self._pool = pool
         self._build = build
         self._ledger = ledger
@@ -221,6 +221,37 @@ class EngineControl:
         self._journal.record(EngineAdded(spec.name, engine_as_json(spec)))
         self._log.info(f"engine {spec.name} was added")
         return spec.name
+
+    async def reconfigure(self, config: Config) -> None:
+        """Have the engines of a changed config; what was done to them at run time stays, where the file agrees.
+
+        Raises:
+            BadRequest: one cannot be started, or does not fit to the others; the engines are as they were.
+        """
+        crew = self._ledger.fleet.crew([engine_as_json(engine) for engine in config.engines])
+        wanted = engine_specs(config, crew.engines, directory=self._directory)
+        before = dict(self._specs)
+        try:
+            await self._become(wanted)
+        except EngineError as error:
+            await self._become(before)
+            raise BadRequest(str(error)) from error
+        for event, sentence in crew.outdated:
+            self._log.warning(sentence)
+            self._journal.record(event)
+        for name in wanted:
+            self._pool.drain(name, is_draining=name in crew.draining)
+        self._config = config
+        self._in_file = {spec.name: engine_as_json(spec) for spec in config.engines}
+
+    async def _become(self, wanted: Mapping[str, EngineSpec]) -> None:
+        """Those that stay as they are go on undisturbed."""
+        for name in [name for name, spec in self._specs.items() if wanted.get(name) != spec]:
+            self._pool.remove(name)
+            del self._specs[name]
+        for name in [name for name in wanted if name not in self._specs]:
+            await self._pool.add(self._build(wanted[name]))
+            self._specs[name] = wanted[name]
 
     def drain(self, name: str, *, is_draining: bool) -> int:
         """Send an engine no new requests, or again; returns how many it still has.

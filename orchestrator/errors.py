@@ -23,6 +23,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "ConfigProblem",
+    "ConfigRefused",
     "ConnectionLost",
     "CorruptState",
     "DottedPathError",
@@ -98,6 +99,12 @@ class ConfigError(OrchestratorError, ValueError):
         super().__init__("\n".join(problem.render(file) for problem in problems))
         self.file = file
         self.problems = problems
+
+
+class ConfigRefused(OrchestratorError, ValueError):
+    """A changed config cannot be taken over; the one before stays in force. The message has every problem."""
+
+    code = "config_refused"
 
 
 class ExpressionError(OrchestratorError, ValueError):

@@ -167,6 +167,13 @@ class RewardCaps:
     def __init__(
         self, names: Sequence[str], caps: Sequence[float | str | None] | None, *, directory: Path | None = None
     ) -> None:
+        self._caps: dict[str, WeightHistory] = {}
+        self.replace(names, caps, directory=directory)
+
+    def replace(
+        self, names: Sequence[str], caps: Sequence[float | str | None] | None, *, directory: Path | None = None
+    ) -> None:
+        """Take over those of a changed config; arguments and errors are the class's. An error changes nothing."""
         caps = caps or [None] * len(names)
         if len(caps) != len(names):
             raise FilterError(f"{len(caps)} reward caps for {len(names)} sources: give one for each, or null")

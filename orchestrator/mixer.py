@@ -110,13 +110,33 @@ class Mixer:
         self._ledger = ledger
         self._journal = journal
         self.table = table
+        self._on_formed = on_formed
+        self.reconfigure(
+            batch_size=batch_size,
+            lookahead=lookahead,
+            max_staleness=max_staleness,
+            num_rollout=num_rollout,
+            outstanding_bound=outstanding_bound,
+            buffer_bounds=buffer_bounds,
+        )
+
+    def reconfigure(
+        self,
+        *,
+        batch_size: int,
+        lookahead: int,
+        max_staleness: int | None,
+        num_rollout: int | None,
+        outstanding_bound: int,
+        buffer_bounds: Mapping[str, tuple[int | None, int | None]],
+    ) -> None:
+        """Go on with these from the next batch on; arguments are the class's."""
         self.batch_size = batch_size
         self.lookahead = lookahead
         self.max_staleness = max_staleness
         self.num_rollout = num_rollout
         self.outstanding_bound = outstanding_bound
         self._buffer_bounds = dict(buffer_bounds)
-        self._on_formed = on_formed
         self._plan: tuple[tuple[int, int], tuple[PlannedBatch, ...]] | None = None
         self._borrows_at: int | None = None
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import anyio
-from anyio.abc import TaskGroup, TaskStatus
+from anyio.abc import TaskGroup
 from structlog.typing import FilteringBoundLogger
 
 from .broadcast import Broadcast
@@ -98,11 +98,10 @@ class Producer:
         self._failed_in_a_row = 0
         self._warned_at_step = -1
 
-    async def run(self, *, task_status: TaskStatus[None]) -> None:
+    async def run(self) -> None:
         """Produce until cancelled; what is in flight then is parked as partial rollouts."""
         async with anyio.create_task_group() as groups:
             self._start(groups, list(self._state.in_flight.values()))
-            task_status.started()
             while True:
                 replan = self._replan.next()
                 self._start(groups, self._launch())

@@ -25,8 +25,7 @@ from .filters import RewardCaps
 from .leases import LeasedBatch
 from .logs import LogHandle
 from .mixer import Mixer, Shortage
-from .producer import Producer
-from .rewards import Reward
+from .source_lines import SourceLine
 from .starvation import Starvation
 from .state import StateStore
 from .status import RunFacts, StepMetrics, build_status, explain
@@ -72,8 +71,7 @@ class Reporter:
         store: StateStore,
         mixer: Mixer,
         pool: EnginePool,
-        producers: Mapping[str, Producer],
-        rewards: Mapping[str, Reward],
+        lines: Mapping[str, SourceLine],
         control: Control,
         engines: EngineControl,
         desk: LeaseDesk,
@@ -84,8 +82,7 @@ class Reporter:
         self._store = store
         self._mixer = mixer
         self._pool = pool
-        self._producers = producers
-        self._rewards = rewards
+        self._lines = lines
         self._control = control
         self._engines = engines
         self._desk = desk
@@ -93,14 +90,18 @@ class Reporter:
         self._connections = connections
         self._started = time.monotonic()
 
+    def reconfigure(self, config: Config) -> None:
+        """This is the config in force now."""
+        self._config = config
+
     def cause(self, why: Waiting | Shortage | None) -> dict[str, Any]:
         """Why no batch is formed, as a sentence and as facts."""
         return explain(
             waiting=why.reason if isinstance(why, Waiting) else None,
             shortage=why if isinstance(why, Shortage) else None,
             ledger=self._store.ledger,
-            producers={name: producer.statistics() for name, producer in self._producers.items()},
-            rewards={name: reward.statistics() for name, reward in self._rewards.items()},
+            producers={name: line.producer.statistics() for name, line in self._lines.items()},
+            rewards={name: line.reward.statistics() for name, line in self._lines.items()},
             engines=self._pool.statistics(),
             is_paused=self._engines.is_paused,
             is_draining=self._control.is_draining,
@@ -122,8 +123,8 @@ class Reporter:
             },
             ledger=self._store.ledger,
             mixer=self._mixer,
-            producers={name: producer.statistics() for name, producer in self._producers.items()},
-            rewards={name: reward.statistics() for name, reward in self._rewards.items()},
+            producers={name: line.producer.statistics() for name, line in self._lines.items()},
+            rewards={name: line.reward.statistics() for name, line in self._lines.items()},
             engines=self._pool.statistics(),
             generation={
                 "in_flight": self._pool.in_flight,

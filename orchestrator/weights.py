@@ -189,18 +189,10 @@ class WeightTable:
     """
 
     def __init__(self, names: Sequence[str], weights: Sequence[Weight]) -> None:
-        self.names = tuple(names)
-        self._check_length(weights)
-        self._configured = {name: WeightHistory(weight) for name, weight in zip(self.names, weights, strict=True)}
         self._live: dict[str, WeightHistory] = {}
         self.revision = 0
         """Rises with every change, so that plans made from the table know when they are out of date."""
-
-    def _check_length(self, weights: Sequence[Weight]) -> None:
-        if len(weights) != len(self.names):
-            raise WeightError(
-                f"{len(weights)} weights for {len(self.names)} sources: give one for each, in their order"
-            )
+        self.replace(names, weights)
 
     def weight(self, source: str) -> Weight:
         """The weight in force: the one set at run time, else the configured one.
@@ -228,24 +220,19 @@ class WeightTable:
             self._live[source] = WeightHistory(weight)
         self.revision += 1
 
-    def replace(self, weights: Sequence[Weight]) -> tuple[str, ...]:
-        """Take over the weights of a changed config; a weight set at run time ends where the config's has changed.
-
-        Returns:
-            The sources whose weight set at run time has ended, for a warning.
+    def replace(self, names: Sequence[str], weights: Sequence[Weight]) -> None:
+        """Take over the sources and weights of a changed config; weights set at run time stay in force.
 
         Raises:
-            WeightError: another number of weights than of sources.
+            WeightError: another number of weights than of sources; nothing has changed.
         """
-        self._check_length(weights)
-        ended = []
-        for name, weight in zip(self.names, weights, strict=True):
-            changed = self._configured[name].weight.text != weight.text
-            self._configured[name] = WeightHistory(weight)  # also where the text is the same: the code may have changed
-            if changed and self._live.pop(name, None) is not None:
-                ended.append(name)
+        if len(weights) != len(names):
+            raise WeightError(f"{len(weights)} weights for {len(names)} sources: give one for each, in their order")
+        self.names = tuple(names)
+        # Anew also where the text is the same: the code behind it may have changed.
+        self._configured = {name: WeightHistory(weight) for name, weight in zip(names, weights, strict=True)}
+        self._live = {name: history for name, history in self._live.items() if name in self._configured}
         self.revision += 1
-        return tuple(ended)
 
     def overrides(self) -> dict[str, str]:
         """The weights set at run time, as they were written."""

@@ -112,8 +112,9 @@ class DaemonProcess:
 
     @property
     def log(self) -> list[dict[str, Any]]:
-        """The log's lines."""
-        return [json.loads(line) for line in (self.config.parent / "log.jsonl").read_text().splitlines()]
+        """The log's lines; the last one may be half written yet."""
+        whole, _, _ = (self.config.parent / "log.jsonl").read_text().rpartition("\n")
+        return [json.loads(line) for line in whole.splitlines()]
 
 
 @contextmanager

@@ -174,6 +174,7 @@ def test_every_method_sends_what_the_protocol_says(tmp_path: Path) -> None:
             (lambda: client.set_weight("a", None), "set_weight", {"source": "a", "weight": None}),
             (lambda: client.pause("a"), "pause", {"source": "a"}),
             (lambda: client.resume("a"), "resume", {"source": "a"}),
+            (client.reload, "reload", {}),
             (client.drain, "drain", {}),
             (lambda: client.save("7"), "save", {"name": "7"}),
             (lambda: client.load("7"), "load", {"name": "7"}),

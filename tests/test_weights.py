@@ -217,14 +217,17 @@ def test_weights_set_at_run_time() -> None:
     table.set("hard", None)
 
 
-def test_a_changed_file_ends_the_weight_set_at_run_time_where_it_changed() -> None:
+def test_a_changed_config_replaces_the_weights_but_those_set_at_run_time() -> None:
     table = table_of(1, 1, 1)
     table.set("easy", parse_weight(7))
     table.set("hard", parse_weight(8))
-    assert table.replace([parse_weight(1), parse_weight(2), parse_weight(3)]) == ("hard",)
-    assert table.at(0).raw == {"easy": 7.0, "hard": 2.0, "code": 3.0}
+    revision = table.revision
+    table.replace(["easy", "new"], [parse_weight(2), parse_weight(3)])
+    assert table.revision > revision
+    assert table.at(0).raw == {"easy": 7.0, "new": 3.0}
+    assert table.overrides() == {"easy": "7"}
     table.set("easy", None)
-    assert table.at(0).raw["easy"] == 1.0
+    assert table.at(0).raw["easy"] == 2.0
 
 
 def test_unknown_sources_and_wrong_numbers_of_weights() -> None:
@@ -234,6 +237,7 @@ def test_unknown_sources_and_wrong_numbers_of_weights() -> None:
     with pytest.raises(SourceUnknown):
         table.weight("maths")
     with pytest.raises(WeightError, match="1 weights for 2 sources"):
-        table.replace([parse_weight(1)])
+        table.replace(["easy", "hard"], [parse_weight(1)])
+    assert table.at(0).shares == {"easy": 0.5, "hard": 0.5}
     with pytest.raises(WeightError, match="1 weights for 2 sources"):
         WeightTable(["easy", "hard"], [parse_weight(1)])

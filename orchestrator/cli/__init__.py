@@ -17,14 +17,14 @@ from typing import Any
 from cyclopts import App, CycloptsError
 
 from orchestrator import __version__
-from orchestrator.errors import AlreadyRunning, ConfigError, OrchestratorError
+from orchestrator.errors import AlreadyRunning, ConfigError, ConfigRefused, OrchestratorError
 
 from .check import check
 from .checkpoint import checkpoint
 from .demo import demo
 from .engines import engines
 from .exit_codes import BAD_CONFIG, FAILED, OK, TAKEN, USAGE
-from .live import drain, pause, resume, set_weight
+from .live import drain, pause, reload, resume, set_weight
 from .run import run
 from .status import status
 from .weights import weights
@@ -49,6 +49,7 @@ _EXAMPLES: dict[Callable[..., Any], str] = {
     set_weight: "orchestrator set-weight hard 'lambda step: min(1, step / 100)'",
     pause: "orchestrator pause hard",
     resume: "orchestrator resume hard",
+    reload: "orchestrator reload --socket run/orchestrator.sock",
     drain: "orchestrator drain --socket run/orchestrator.sock",
 }
 
@@ -67,6 +68,9 @@ def main(arguments: list[str] | None = None) -> int:
         return USAGE
     except ConfigError as error:
         print(error, file=sys.stderr)
+        return BAD_CONFIG
+    except ConfigRefused as error:
+        print(f"orchestrator: {error}", file=sys.stderr)
         return BAD_CONFIG
     except AlreadyRunning as error:
         print(f"orchestrator: {error}", file=sys.stderr)

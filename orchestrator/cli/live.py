@@ -1,4 +1,4 @@
-"""Commands that change a running daemon: ``set-weight``, ``pause``, ``resume``, ``drain``."""
+"""Commands that change a running daemon: ``set-weight``, ``pause``, ``resume``, ``reload``, ``drain``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-__all__ = ["CONNECT_TIMEOUT_S", "Socket", "drain", "pause", "resume", "set_weight"]
+__all__ = ["CONNECT_TIMEOUT_S", "Socket", "drain", "pause", "reload", "resume", "set_weight"]
 
 CONNECT_TIMEOUT_S = 1.0
 """A person asks about a daemon that runs; one that does not is said at once."""
@@ -77,6 +77,27 @@ def resume(source: str, /, *, socket: Socket = None) -> None:
     with RolloutClient(socket, connect_timeout_s=CONNECT_TIMEOUT_S, client="orchestrator resume") as client:
         client.resume(source)
     print(f"{source} takes part again")
+
+
+def reload(*, socket: Socket = None) -> None:
+    """Have the daemon read its config file again. It is checked wholly first; on any error all stays as it was.
+
+    Weights, caps, buffers, filters, sampling, rewards, engines and sources change at once; what a daemon reads only
+    when it starts is listed.
+
+    Parameters
+    ----------
+    socket
+        The daemon's socket.
+    """
+    from orchestrator.client import RolloutClient
+
+    with RolloutClient(socket, connect_timeout_s=CONNECT_TIMEOUT_S, client="orchestrator reload") as client:
+        answer = client.reload()
+    for change in answer["changes"]:
+        when = "" if change["is_live"] else " (at the next start)"
+        print(f"{change['key']}: {change['old']!r} -> {change['new']!r}{when}")
+    print(f"the config is in force from step {answer['step']} on" if answer["changes"] else "nothing has changed")
 
 
 def drain(*, socket: Socket = None) -> None:

@@ -14,7 +14,7 @@ def run(config: Path, /, *, allow_source_changes: Annotated[bool, Parameter(nega
     """Run the daemon until it is stopped, or until the run is finished.
 
     SIGTERM and SIGINT stop it cleanly: launching ends, what is in flight is parked, and the next start goes on from
-    there. A second signal ends it at once.
+    there. A second signal ends it at once. SIGHUP reads the config again, SIGUSR1 opens the log file again.
 
     Parameters
     ----------
@@ -30,11 +30,12 @@ def run(config: Path, /, *, allow_source_changes: Annotated[bool, Parameter(nega
     from orchestrator.errors import OrchestratorError
     from orchestrator.logs import configure_logging
 
-    settings = load_config(config)
+    file = config.absolute()
+    settings = load_config(file)
     logs = configure_logging(file=settings.logging.file, level=settings.logging.level)
 
     async def main() -> None:
-        await Daemon(settings, logs, allow_source_changes=allow_source_changes).run()
+        await Daemon(settings, logs, file=file, allow_source_changes=allow_source_changes).run()
 
     try:
         anyio.run(main, backend="asyncio", backend_options={"use_uvloop": True})

@@ -204,6 +204,10 @@ class RolloutClient:
         """Let a paused source take part again; raises like :meth:`pause`."""
         run_now(self._core.resume(source))
 
+    def reload(self) -> dict[str, Any]:
+        """Have the daemon read its config again; see :meth:`AsyncRolloutClient.reload`."""
+        return run_now(self._core.reload())
+
     def drain(self) -> None:
         """Stop launching, finish or park what is in flight, snapshot."""
         run_now(self._core.drain())

@@ -176,6 +176,19 @@ class ClientCore(EngineCalls):
         """Let a paused source take part again; raises like :meth:`pause`."""
         await self._call("resume", {"source": source})
 
+    async def reload(self) -> dict[str, Any]:
+        """Have the daemon read its config file again and take over what it can.
+
+        Returns:
+            ``changes``: for each key that differs ``key``, ``old``, ``new``, ``is_live`` (else it takes effect at the
+            next start); and ``step``.
+
+        Raises:
+            ConfigRefused: the file has problems, which the message lists; all is as it was.
+            ShuttingDown: the daemon is draining.
+        """
+        return await self._call("reload", {}, DRAIN_TIMEOUT_S)
+
     async def drain(self) -> None:
         """Stop launching, finish or park what is in flight, snapshot."""
         await self._call("drain", {}, DRAIN_TIMEOUT_S)

@@ -22,6 +22,7 @@ ERROR_TYPES: Final[dict[str, type[e.OrchestratorError]]] = {
         e.BadWorldSize,
         e.BatchTimeout,
         e.CheckpointError,
+        e.ConfigRefused,
         e.CorruptState,
         e.DottedPathError,
         e.ExpressionError,

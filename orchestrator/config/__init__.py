@@ -4,15 +4,17 @@
 the weights of the coming steps. ``docs/configuration.md`` describes every key.
 """
 
+from .differences import Difference, differences, with_fixed
 from .document import Config, sampling_header, sampling_params
 from .engines import EmbeddedEngine, EngineSpec, LlamaCppEngine, OpenAIEngine, ScriptedEngine, SGLangEngine
 from .load import LoadedConfig, load_config, read_config
-from .run_time import adapter_options, engine_as_json, parse_engine
+from .run_time import adapter_options, engine_as_json, engine_specs, parse_engine
 from .sections import Sampling
 from .sources import RewardSpec, Source, prompt_options, reward_options
 
 __all__ = [
     "Config",
+    "Difference",
     "EmbeddedEngine",
     "EngineSpec",
     "LlamaCppEngine",
@@ -24,7 +26,9 @@ __all__ = [
     "ScriptedEngine",
     "Source",
     "adapter_options",
+    "differences",
     "engine_as_json",
+    "engine_specs",
     "load_config",
     "parse_engine",
     "prompt_options",
@@ -32,4 +36,5 @@ __all__ = [
     "reward_options",
     "sampling_header",
     "sampling_params",
+    "with_fixed",
 ]

@@ -24,7 +24,7 @@ from .messages import to_findings
 from .proofs import find_contradictions
 from .text import key_path
 
-__all__ = ["adapter_options", "engine_as_json", "parse_engine"]
+__all__ = ["adapter_options", "engine_as_json", "engine_specs", "parse_engine"]
 
 
 class _Engines(Section):
@@ -54,6 +54,24 @@ def parse_engine(
     if wrong := [finding for finding in findings if finding.location[0] == "engines"]:
         raise BadRequest(_said(wrong))
     return together[-1]
+
+
+def engine_specs(config: Config, engines: Mapping[str, Mapping[str, Any]], *, directory: Path) -> dict[str, EngineSpec]:
+    """Engines from what is kept of them: those of the file as the file has them, the others read as it is read.
+
+    Args:
+        config: the run's.
+        engines: options by name.
+        directory: what relative paths are relative to.
+
+    Raises:
+        BadRequest: one that is not of the file does not fit to the config any more.
+    """
+    in_file = {engine.name: engine for engine in config.engines}
+    specs: dict[str, EngineSpec] = {}
+    for name, options in engines.items():
+        specs[name] = in_file.get(name) or parse_engine(config, tuple(specs.values()), options, directory=directory)
+    return specs
 
 
 def engine_as_json(engine: EngineSpec) -> dict[str, Any]:

@@ -10,7 +10,7 @@ Invariants:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
 from typing import Any, Protocol, cast
 
@@ -71,6 +71,7 @@ class ConsumerService:
         engines: the engines' side.
         checkpoints: named checkpoints.
         starvation: told of everybody who waits for a batch.
+        reload: reads the config again; returns what has changed in it.
         changed: notified when a waiting ``get_batch`` should look again.
         status: everything that ``status`` reports.
         cause: the sentence and the facts of why no batch is formed.
@@ -89,6 +90,7 @@ class ConsumerService:
         engines: EngineControl,
         checkpoints: CheckpointControl,
         starvation: Starvation,
+        reload: Callable[[], Awaitable[list[dict[str, Any]]]],
         changed: Broadcast,
         status: Callable[[], dict[str, Any]],
         cause: Callable[[Waiting | Shortage | None], dict[str, Any]],
@@ -102,6 +104,7 @@ class ConsumerService:
         self._control = control
         self._engines = engines
         self._starvation = starvation
+        self._reload_config = reload
         self._changed = changed
         self._status = status
         self._cause = cause
@@ -117,6 +120,7 @@ class ConsumerService:
             "set_weight": (m.SetWeight, self._set_weight),
             "pause": (m.Source, self._pause),
             "resume": (m.Source, self._resume),
+            "reload": (m.NoParams, self._reload),
             "drain": (m.NoParams, self._drain),
         }
         self.connections = connections
@@ -245,6 +249,9 @@ class ConsumerService:
             self._journal.record(cast("Any", event)(source=source))
         await self._journal.written()
         return Answer({"step": self._ledger.step})
+
+    async def _reload(self, _: Connection, __: m.NoParams) -> Answer:
+        return Answer({"changes": await self._reload_config(), "step": self._ledger.step})
 
     async def _drain(self, _: Connection, __: m.NoParams) -> Answer:
         await self._control.drain()

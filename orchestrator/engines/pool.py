@@ -85,7 +85,8 @@ class EnginePool:
         draining: Collection[str] = (),
         on_held: Callable[[str, int | None, str | None], None] = lambda *_: None,
     ) -> None:
-        self._known = known or KnownWeights()
+        known = known or KnownWeights()
+        self._held_before = dict(known.held)
         self._members = [self._member(engine) for engine in engines]
         for member in self._members:
             member.is_draining = member.name in draining
@@ -95,7 +96,7 @@ class EnginePool:
         self._flights = Flights(changed)
         self._text = AnyEngine(self._members, slots=self._slots, changed=changed, jitter=jitter, log=log)
 
-        reported = dict(self._known.held)
+        reported = dict(self._held_before)
 
         def held(member: Member) -> None:
             now = (member.held.version, member.held.identity)
@@ -111,7 +112,7 @@ class EnginePool:
             held=held,
             log=log,
         )
-        self._updates.in_force(self._known.version, self._known.path)
+        self._updates.in_force(known.version, known.path)
         hooks = RosterHooks(held=held, lags=self._updates.catch_up)
         self._roster = Roster(
             self._members, slots=self._slots, flights=self._flights, changed=changed, hooks=hooks, log=log
@@ -136,7 +137,7 @@ class EnginePool:
         )
 
     def _member(self, engine: Engine) -> Member:
-        return Member(engine, held=HeldWeights(*self._known.held.get(engine.name, (None, None))))
+        return Member(engine, held=HeldWeights(*self._held_before.get(engine.name, (None, None))))
 
     def _end_ids(self) -> tuple[int, ...]:
         return next((member.info.end_ids for member in self._members if member.info is not None), ())
@@ -268,6 +269,7 @@ class EnginePool:
         """
         member = self._roster.named(name)
         in_flight = member.in_flight
+        self._held_before.pop(name, None)  # another one may come under that name
         self._roster.remove(member)
         return in_flight
 
