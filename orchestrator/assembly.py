@@ -190,7 +190,7 @@ def assemble(
 def _mixer(base: _Base, caps: RewardCaps) -> Mixer:
     config, ledger = base.config, base.store.ledger
     weights = [parse_weight(weight, directory=base.directory) for weight in config.data_source_weights]
-    table = WeightTable(base.names, weights)
+    table = WeightTable(base.names, weights, ledger.statistics)
     metrics = StepMetrics(ledger, caps.cap)
     lines = StepLog(metrics=metrics, table=table, caps=caps, logs=base.logs, log=base.logs.logger("mixer"))
     return Mixer(

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from .errors import CorruptState, FrameError
 from .frames import GroupFrame
+from .observations import Observations
 from .records import NO_VERSION
 
 __all__ = ["DropCount", "InFlight", "Place", "PromptRef", "SourceState", "StoredGroup"]
@@ -208,6 +209,7 @@ class SourceState:
         self.dropped: dict[str, DropCount] = {}
         self.kept_samples = 0
         self.kept_tokens = 0
+        self.observed = Observations()
 
     def resize(self, rows: int, epochs: int | None) -> None:
         """Its prompts are others from now on: a position beyond their end is the beginning of the next epoch."""
@@ -272,10 +274,8 @@ class SourceState:
         """
         if self.in_flight.pop(group.group_index, None) is None:
             raise CorruptState(f"source {self.name}: group {group.group_index} was finished but never launched")
-        self.ready[group.group_index] = group
-        insort(self._order, group.group_index)
-        self.ready_bytes += len(group.frame)
-        self.ready_tokens += group.tokens
+        self.restore(group)
+        self.observed.add(group.rewards, group.lengths)
 
     def restore(self, group: StoredGroup) -> None:
         """Put a group back that a snapshot lists as buffered."""
@@ -393,6 +393,7 @@ class SourceState:
                 self.kept_samples,
                 self.kept_tokens,
             ],
+            "observed": self.observed.snapshot(),
             "dropped": {r: [d.groups, d.samples, d.tokens, d.longest] for r, d in self.dropped.items()},
         }
 
@@ -413,4 +414,5 @@ class SourceState:
             self.restore(StoredGroup.from_entry(self.name, entry, frame_at))
         self.launched, self.handed_out, self.acknowledged, self.overtakings = data["counters"][:4]
         self.kept_samples, self.kept_tokens = data["counters"][4:]
+        self.observed.load(data.get("observed"))
         self.dropped = {reason: DropCount(*counts) for reason, counts in data["dropped"].items()}

@@ -64,7 +64,8 @@ class Dropped(_Event, tag="dropped", frozen=True):
     """A group ended without being handed out.
 
     ``rerun`` puts its prompt at the end of the queue of prompts to run again, under a new index. ``lengths`` are the
-    response lengths in tokens of the samples that were dropped.
+    response lengths in tokens of the samples that were dropped, ``rewards`` what they were given where all of a group
+    that was generating were scored.
     """
 
     source: str
@@ -72,6 +73,7 @@ class Dropped(_Event, tag="dropped", frozen=True):
     reason: str
     lengths: list[int] = []
     rerun: bool = False
+    rewards: list[float] = []
 
 
 class BatchFormed(_Event, tag="batch", frozen=True):
@@ -79,6 +81,7 @@ class BatchFormed(_Event, tag="batch", frozen=True):
 
     ``shares[r]`` are the group indices of rank ``r`` in the order of hand-out. ``carry`` is the carried remainder of
     each source after this batch, ``debt`` where it has changed (``borrowing.py``).
+    ``adaptive`` are the weights, not normalised, of the sources that have an adaptive one.
     """
 
     step: int
@@ -89,6 +92,7 @@ class BatchFormed(_Event, tag="batch", frozen=True):
     shares: list[list[int]]
     split: int = 0
     debt: dict[str, float] = {}
+    adaptive: dict[str, float] = {}
 
 
 class Resplit(_Event, tag="resplit", frozen=True):

@@ -177,11 +177,15 @@ class RewardCaps:
         caps = caps or [None] * len(names)
         if len(caps) != len(names):
             raise FilterError(f"{len(caps)} reward caps for {len(names)} sources: give one for each, or null")
-        self._caps = {
-            name: WeightHistory(parse_weight(cap, directory=directory))
+        parsed = {
+            name: parse_weight(cap, directory=directory)
             for name, cap in zip(names, caps, strict=True)
             if cap is not None
         }
+        for cap in parsed.values():
+            if cap.is_adaptive:
+                raise FilterError(f"{cap.text} asks for stats: reward caps are functions of the step alone")
+        self._caps = {name: WeightHistory(cap) for name, cap in parsed.items()}
 
     def cap(self, source: str, step: int) -> float | None:
         """The cap in force for a source at a step; ``None``: no cap."""

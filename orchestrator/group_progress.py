@@ -60,6 +60,11 @@ class GroupProgress:
         self.failure = self.failure or reason
         self.scope.cancel()
 
+    @property
+    def is_scored(self) -> bool:
+        """Whether every sample is finished and has its reward."""
+        return all(sample.is_finished and sample.reward is not None for sample in self.samples)
+
     def dropped(self, reason: str) -> Dropped:
         """The event that ends the group without handing it out."""
         return Dropped(
@@ -68,6 +73,7 @@ class GroupProgress:
             reason=reason,
             lengths=[len(sample.tokens) for sample in self.samples],
             rerun=reason == STALE,
+            rewards=[sample.reward for sample in self.samples if sample.reward is not None] if self.is_scored else [],
         )
 
     def gained(self, slot: int) -> bytes:

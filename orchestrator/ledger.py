@@ -15,6 +15,7 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Final, NamedTuple, Protocol
 
 from .buffer import InFlight, Place, PromptRef, SourceState, StoredGroup
@@ -40,6 +41,7 @@ from .events import (
 from .fleet import Fleet
 from .frames import GroupFrame
 from .leases import LeasedBatch, Leases, Share
+from .observations import SourceStats
 from .source_changes import changed_sources
 
 __all__ = ["DAMAGED", "Journal", "Ledger", "SourceSize"]
@@ -147,6 +149,15 @@ class Ledger:
             rerun=rerun,
         )
 
+    def statistics(self, source: str) -> SourceStats:
+        """What an adaptive weight of this source sees."""
+        seen = [state.observed.seen for state in self.sources.values()]
+        return replace(
+            self.source(source).observed.seen,
+            all_groups=sum(stats.groups for stats in seen),
+            all_recent=sum(stats.recent for stats in seen),
+        )
+
     @property
     def outstanding(self) -> int:
         """Groups in flight and buffered, over all sources."""
@@ -230,6 +241,7 @@ class Ledger:
 
     def _dropped(self, event: Dropped) -> None:
         state = self._owner(event.source)
+        state.observed.add(event.rewards, event.lengths)
         if not state.has(event.group_index) and (leased := self.leases.withdraw(event.group_index)) is not None:
             state.count_dropped(leased.prompt, event.reason, event.lengths, rerun=event.rerun)
         else:
@@ -251,6 +263,8 @@ class Ledger:
             self.source(name).carry = carry
         for name, debt in event.debt.items():
             self.source(name).debt = debt
+        for name, state in self.sources.items():
+            state.observed.batch_formed(event.adaptive.get(name))
         self.step += 1
 
     def _resplit(self, event: Resplit) -> None:

@@ -287,6 +287,7 @@ class Mixer:
             carry=dict(planned.carry),
             shares=split_batch(chosen, world_size),
             debt=self._debt_changes(planned),
+            adaptive={name: planned.raw[name] for name in self.table.adaptive},
         )
         self._journal.record(event)
         batch = self._ledger.leases.batches[planned.step]

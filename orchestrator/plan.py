@@ -39,9 +39,9 @@ launched again; without this floor an unlucky start would launch thousands at on
 class PlannedBatch:
     """A coming batch, each mapping with every source of the table.
 
-    ``shares`` are the normalised weights, ``counts`` the groups of each source, ``carry`` what each is owed after the
-    batch, ``debt`` what others gave in its place by then (``borrowing.py``); ``warnings`` are those of the weights at
-    this step.
+    ``raw`` are the weights, ``shares`` the same normalised, ``counts`` the groups of each source, ``carry`` what each
+    is owed after the batch, ``debt`` what others gave in its place by then (``borrowing.py``). ``warnings`` are of the
+    weights at this step.
     """
 
     step: int
@@ -50,6 +50,7 @@ class PlannedBatch:
     carry: dict[str, float]
     warnings: tuple[str, ...] = ()
     debt: dict[str, float] = field(default_factory=dict)
+    raw: dict[str, float] = field(default_factory=dict)
 
 
 def forecast(
@@ -99,7 +100,7 @@ def forecast(
         )
         owed = dict(zip(table.names, result.carry, strict=True))
         counts = dict(zip(table.names, result.counts, strict=True))
-        plan.append(PlannedBatch(planned_step, row.shares, counts, owed, row.warnings, owing))
+        plan.append(PlannedBatch(planned_step, row.shares, counts, owed, row.warnings, owing, row.raw))
         if sum(result.counts) < size:
             break
         for name in left:

@@ -1,10 +1,12 @@
-"""The weights of the sources: one weight in any of its forms, and the table that evaluates all of them at a step.
+"""The weights of the sources: the table that evaluates all of them at a step.
 
 Invariants:
 
-* A weight is a function of the step alone. What stands in for a weight that fails at a step is the weight's value at
-  the latest earlier step that has one, so it does not depend on what was asked before: looking ahead does not change
-  it, nor does a restart (within :data:`MAX_LOOK_BACK_STEPS`), and a later value never stands in for an earlier one.
+* A weight is a function of the step alone, but for adaptive ones, which also take the statistics of their source as
+  they were when the last batch formed; the last one in force stands in for one that fails.
+* What stands in for another weight that fails at a step is the weight's value at the latest earlier step that has one,
+  so it does not depend on what was asked before: looking ahead does not change it, nor does a restart (within
+  :data:`MAX_LOOK_BACK_STEPS`), and a later value never stands in for an earlier one.
 * Rows are of finite numbers >= 0, whatever a user's function returns or raises; each failure is a warning in the row.
 * A weight is evaluated once a step as long as the step is remembered (:data:`MAX_REMEMBERED_STEPS`).
 * Setting a weight at run time hides the configured one and forgets nothing of it.
@@ -12,20 +14,17 @@ Invariants:
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final, Literal
+from functools import partial
+from typing import Final
 
-from .dotted import resolve
 from .errors import SourceUnknown, WeightError
-from .expressions import compile_expression
+from .observations import NO_STATS, SourceStats
+from .weight_forms import Weight, WeightKind, parse_weight
 
 __all__ = ["Weight", "WeightHistory", "WeightKind", "WeightRow", "WeightTable", "parse_weight"]
-
-WeightKind = Literal["constant", "lambda", "function"]
 
 MAX_REMEMBERED_STEPS: Final = 256
 """Values kept for each source: more than any sensible look-ahead, some 40 kB a source."""
@@ -35,100 +34,12 @@ MAX_LOOK_BACK_STEPS: Final = 256
 because the value found is remembered for the step that failed."""
 
 
-@dataclass(frozen=True, slots=True)
-class Weight:
-    """One source's weight: called with a step, it gives a finite number >= 0.
-
-    ``text`` is how it was written, ``kind`` which of the forms that is.
-    """
-
-    text: str
-    kind: WeightKind
-    function: Callable[[int], Any]
-
-    def __call__(self, step: int) -> float:
-        """The weight at a step.
-
-        Raises:
-            WeightError: the result is not a finite number >= 0, or the function raised.
-        """
-        try:
-            result = self.function(step)
-        except WeightError:
-            raise
-        except Exception as error:
-            message = f"{self.text} raised {type(error).__name__} at step {step}: {error}"
-            raise WeightError(message) from error
-        value = _usable(result)
-        if value is None:
-            raise WeightError(f"{self.text} at step {step} gives {str(result)[:60]}, {_EXPECTED}")
-        return value
-
-
-_EXPECTED: Final = "a finite number of at least 0 is expected"
-
-
-def _usable(result: Any) -> float | None:
-    """The weight that a function's result is; ``None`` if it is none. Text is not a number here."""
-    if type(result) is not float:
-        try:
-            result = math.nan if isinstance(result, str | bytes) else float(result)
-        except (TypeError, ValueError, OverflowError):
-            return None
-    return result if 0.0 <= result < math.inf else None
-
-
-def parse_weight(value: float | str, *, directory: Path | None = None) -> Weight:
-    """Make a weight of a number, of ``"lambda step: …"``, or of the dotted path of a function of the step.
-
-    A number may be written as text (the command line has nothing else).
-
-    Args:
-        value: the weight as the config or the command line gives it.
-        directory: where dotted paths are looked up first; the working directory by default.
-
-    Raises:
-        WeightError: none of the forms, a constant that is not finite or below 0, or a function of another signature.
-        ExpressionError: the lambda is malformed or says something that is not allowed.
-        DottedPathError: the dotted path does not lead to a function.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise WeightError(f"a weight is a number, a lambda or a dotted path, not {str(value)[:60]!r}")
-    text = str(value).strip() if isinstance(value, str) else f"{value!r:.60}"
-    if text.startswith("lambda"):
-        return Weight(text, "lambda", compile_expression(text))
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    except ValueError:
-        return Weight(text, "function", _function_of_step(text, directory))
-    constant = _usable(number)
-    if constant is None:
-        raise WeightError(f"a weight is given as {number}, {_EXPECTED}")
-    return Weight(text, "constant", lambda _: constant)
-
-
-def _function_of_step(path: str, directory: Path | None) -> Callable[..., Any]:
-    if "." not in path:
-        raise WeightError(f'{path[:60]!r} is not a number, a "lambda step: …", or the dotted path of a function')
-    function = resolve(path, directory=directory)
-    if inspect.iscoroutinefunction(function):
-        raise WeightError(f"{path} is asynchronous; a weight is a plain function of the step")
-    try:
-        inspect.signature(function).bind(0)
-    except TypeError as error:
-        raise WeightError(f"{path} cannot be called with the step alone: {error}") from error
-    except ValueError:  # built-in functions may have no signature to look at
-        pass
-    return function
-
-
 class WeightHistory:
     """One weight with the values it had; see the module's invariants for what stands in for a failure."""
 
-    def __init__(self, weight: Weight) -> None:
+    def __init__(self, weight: Weight, stats: Callable[[], SourceStats] = lambda: NO_STATS) -> None:
         self.weight = weight
+        self._stats = stats
         self._values: dict[int, tuple[float | None, str | None]] = {}
 
     def at(self, step: int) -> tuple[float | None, str | None]:
@@ -136,6 +47,12 @@ class WeightHistory:
 
         The value is ``None`` if the weight failed there and at all the steps before that were looked at.
         """
+        if self.weight.is_adaptive:  # not remembered: the same step has another weight once a batch has formed
+            stats = self._stats()
+            try:
+                return self.weight(step, stats), None
+            except WeightError as error:
+                return stats.weight, error.message
         known = self._values.get(step)
         if known is None:
             known = self._evaluate(step)
@@ -183,16 +100,31 @@ class WeightTable:
     Args:
         names: the sources, in the order of the config.
         weights: one for each.
+        stats: the statistics of a source, for adaptive weights.
 
     Raises:
         WeightError: another number of weights than of sources.
     """
 
-    def __init__(self, names: Sequence[str], weights: Sequence[Weight]) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        weights: Sequence[Weight],
+        stats: Callable[[str], SourceStats] = lambda _: NO_STATS,
+    ) -> None:
+        self._stats = stats
         self._live: dict[str, WeightHistory] = {}
         self.revision = 0
         """Rises with every change, so that plans made from the table know when they are out of date."""
         self.replace(names, weights)
+
+    def _new(self, source: str, weight: Weight) -> WeightHistory:
+        return WeightHistory(weight, partial(self._stats, source))
+
+    @property
+    def adaptive(self) -> tuple[str, ...]:
+        """The sources whose weight in force is adaptive."""
+        return tuple(name for name in self.names if self._history(name).weight.is_adaptive)
 
     def weight(self, source: str) -> Weight:
         """The weight in force: the one set at run time, else the configured one.
@@ -217,7 +149,7 @@ class WeightTable:
         if weight is None:
             self._live.pop(source, None)
         else:
-            self._live[source] = WeightHistory(weight)
+            self._live[source] = self._new(source, weight)
         self.revision += 1
 
     def replace(self, names: Sequence[str], weights: Sequence[Weight]) -> None:
@@ -230,7 +162,7 @@ class WeightTable:
             raise WeightError(f"{len(weights)} weights for {len(names)} sources: give one for each, in their order")
         self.names = tuple(names)
         # Anew also where the text is the same: the code behind it may have changed.
-        self._configured = {name: WeightHistory(weight) for name, weight in zip(names, weights, strict=True)}
+        self._configured = {name: self._new(name, weight) for name, weight in zip(names, weights, strict=True)}
         self._live = {name: history for name, history in self._live.items() if name in self._configured}
         self.revision += 1
 

@@ -119,14 +119,27 @@ class History:
 
     Args:
         case: the sources.
+        samples: of a group.
+        pass_rate: by source: rewards are then drawn, and groups whose rewards are all equal are dropped.
         options: of the mixer.
     """
 
-    def __init__(self, case: Case, *, lookahead: int = 2, **options: Any) -> None:
+    def __init__(
+        self,
+        case: Case,
+        *,
+        lookahead: int = 2,
+        samples: int = 1,
+        pass_rate: Mapping[str, float] | None = None,
+        **options: Any,
+    ) -> None:
         self.case = case
+        self.samples = samples
+        self.pass_rate = dict(pass_rate or {})
         self.rng = random.Random(case.seed)
-        self.table = WeightTable(case.names, [parse_weight(weight.text) for weight in case.weights.values()])
         self.ledger = Ledger({name: SourceSize(ROWS) for name in case.names}, nonce="n")
+        weights = [parse_weight(weight.text) for weight in case.weights.values()]
+        self.table = WeightTable(case.names, weights, self.ledger.statistics)
         self.journal = MemoryJournal(self.ledger)
         self.mixer = Mixer(
             ledger=self.ledger,
@@ -157,7 +170,7 @@ class History:
                 bound=demand.bound,
             )
             for _ in range(order.count):
-                launch(self.journal, name, n=1, rows=ROWS)
+                launch(self.journal, name, n=self.samples, rows=ROWS)
             if order.count:
                 assert state.outstanding <= max(demand.bound, demand.next_count), "bounds act at launch"
             for flight in list(state.in_flight.values()):
@@ -170,13 +183,17 @@ class History:
             self.journal.record(Dropped(name, index, "failed", [], False))
             return
         kept = self.rng.random() >= self.case.drop_rate[name]
+        rewards = [1.0] * self.samples
+        if name in self.pass_rate:
+            rewards = [float(self.rng.random() < self.pass_rate[name]) for _ in range(self.samples)]
+            kept = min(rewards) < max(rewards)
         self.acceptance[name].add(kept)
         if kept:
             flight = self.ledger.sources[name].in_flight[index]
             event = launched(flight)
-            self.journal.store_group(frame_for(event, lengths=(self.rng.randint(1, 5),) * flight.n))
+            self.journal.store_group(frame_for(event, lengths=(self.rng.randint(1, 5),) * flight.n, rewards=rewards))
         else:
-            self.journal.record(Dropped(name, index, "zero_std", [1], False))
+            self.journal.record(Dropped(name, index, "zero_std", [1] * self.samples, False, rewards))
 
     def next_batch(self) -> LeasedBatch:
         """Produce until the next batch can be formed."""

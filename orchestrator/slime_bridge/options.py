@@ -151,6 +151,10 @@ def _read_table(args: Any, names: list[str], problems: _Problems) -> WeightTable
             weights.append(parse_weight(value))
         except (WeightError, ExpressionError, DottedPathError) as error:
             problems.add(f"data_source_weights[{i}]", error.message)
+    for i, weight in enumerate(weights):
+        if weight.is_adaptive:
+            hint = "a function of the step alone, or the daemon"
+            problems.add(f"data_source_weights[{i}]", f"{weight.text} asks for stats, which slime does not give", hint)
     if len(weights) < len(names):
         return None
     table = WeightTable(names, weights)

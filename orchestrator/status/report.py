@@ -76,6 +76,7 @@ def _source(facts: RunFacts, state: SourceState, leased: int) -> dict[str, Any]:
     weight = facts.mixer.table.weight(state.name)
     return {
         "weight": {"text": weight.text, "kind": weight.kind, "set_at_run_time": state.weight_override is not None},
+        "stats": asdict(facts.ledger.statistics(state.name)),
         "paused": state.paused,
         "exhausted": state.is_exhausted,
         "carry": state.carry,

@@ -1,0 +1,97 @@
+"""Adaptive weights: functions of a source's statistics, by which the mixture follows what the model can learn from.
+
+A function of a weight whose parameter ``stats`` is required is given its source's
+:class:`~orchestrator.observations.SourceStats`. Three are here; each has a floor, a ceiling and a rate limit, and
+``docs/adaptive_weights.md`` says where it comes from. A config names one by its dotted path::
+
+    data_source_weights:
+      - orchestrator.adaptive_weights.learnability
+      - orchestrator.adaptive_weights.learnability
+
+Other figures take a function of one's own that calls it::
+
+    def eager(rollout_step, stats):
+        return learnability(rollout_step, stats, floor=0.0, rate=0.2)
+
+Invariants:
+
+* ``floor`` <= weight <= ``ceiling``, whatever the statistics are, and it differs from the last one in force by at most
+  ``rate``. A floor above 0 keeps a source observed: one that gets no groups could never show that it has become useful.
+* A source of which nothing was seen has the ceiling: looking at it is how to find out.
+* Pure: the same statistics give the same weight.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+from .observations import SourceStats
+
+__all__ = ["CEILING", "FLOOR", "RATE", "learnability", "pass_rate_target", "upper_confidence_bound"]
+
+FLOOR: Final = 0.05
+CEILING: Final = 1.0
+RATE: Final = 0.05
+"""Of a weight, a batch: from floor to ceiling in 19 batches at the soonest."""
+
+MOST_LEARNABLE: Final = 0.25
+"""p·(1 − p) at p = 1/2."""
+
+LARGEST_ADVANTAGE: Final = 0.5
+"""Mean distance from the group's mean where half of the rewards are 0 and half are 1."""
+
+
+def learnability(
+    rollout_step: int, stats: SourceStats, *, floor: float = FLOOR, ceiling: float = CEILING, rate: float = RATE
+) -> float:
+    """``4 · mean of p·(1 − p)``, p being the pass rate of a prompt: 1 where every prompt is passed half of the time.
+
+    0 where each prompt is either always or never passed, even if half of them are.
+    """
+    wanted = stats.learnability / MOST_LEARNABLE if stats.groups else ceiling
+    return _limited(wanted, stats, floor, ceiling, rate)
+
+
+def pass_rate_target(
+    rollout_step: int,
+    stats: SourceStats,
+    *,
+    target: float = 0.5,
+    width: float = 0.2,
+    floor: float = FLOOR,
+    ceiling: float = CEILING,
+    rate: float = RATE,
+) -> float:
+    """``exp(−(p − target)² / (2 · width²))``, p being the source's pass rate: 1 at the target, 0.61 a width away."""
+    wanted = math.exp(-((stats.pass_rate - target) ** 2) / (2 * width**2)) if stats.groups else ceiling
+    return _limited(wanted, stats, floor, ceiling, rate)
+
+
+def upper_confidence_bound(
+    rollout_step: int,
+    stats: SourceStats,
+    *,
+    exploration: float = 0.5,
+    floor: float = FLOOR,
+    ceiling: float = CEILING,
+    rate: float = RATE,
+) -> float:
+    """``2 · A + exploration · sqrt(2 · ln(1 + N) / (1 + n))``, A being the mean absolute advantage (up to 1/2).
+
+    n and N are the faded numbers of groups of this source and of all sources, so that a source which was not looked at
+    for long is looked at again.
+    """
+    bonus = exploration * math.sqrt(2.0 * math.log1p(stats.all_recent) / (1.0 + stats.recent))
+    wanted = stats.advantage / LARGEST_ADVANTAGE + bonus if stats.groups else ceiling
+    return _limited(wanted, stats, floor, ceiling, rate)
+
+
+def _limited(wanted: float, stats: SourceStats, floor: float, ceiling: float, rate: float) -> float:
+    if not 0.0 <= floor <= ceiling or rate <= 0.0:
+        raise ValueError(
+            f"floor {floor}, ceiling {ceiling}, rate {rate}: 0 <= floor <= ceiling and rate > 0 are needed"
+        )
+    if stats.weight is not None:
+        wanted = min(max(wanted, stats.weight - rate), stats.weight + rate)
+    return min(max(wanted, floor), ceiling)
