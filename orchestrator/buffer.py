@@ -14,12 +14,13 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from .errors import CorruptState, FrameError
 from .frames import GroupFrame
+from .length_bias import LengthBias, Lengths
 from .observations import Observations
 from .records import NO_VERSION
 
@@ -210,6 +211,7 @@ class SourceState:
         self.kept_samples = 0
         self.kept_tokens = 0
         self.observed = Observations()
+        self.lengths = LengthBias()
 
     def resize(self, rows: int, epochs: int | None) -> None:
         """Its prompts are others from now on: a position beyond their end is the beginning of the next epoch."""
@@ -272,10 +274,20 @@ class SourceState:
         Raises:
             CorruptState: the group is not in flight.
         """
-        if self.in_flight.pop(group.group_index, None) is None:
+        flight = self.in_flight.pop(group.group_index, None)
+        if flight is None:
             raise CorruptState(f"source {self.name}: group {group.group_index} was finished but never launched")
         self.restore(group)
-        self.observed.add(group.rewards, group.lengths)
+        self._ended(flight, group.rewards, group.lengths, kept=True)
+
+    def _ended(self, flight: InFlight, rewards: Sequence[float], lengths: Sequence[int], *, kept: bool) -> None:
+        """Count a group that is in flight no more; without rewards it was not scored."""
+        oldest = next(iter(self.in_flight), None)
+        if rewards:
+            self.observed.add(rewards, lengths)
+            self.lengths.ended(flight.group_index, lengths, kept=kept, overtaken=flight.overtaken, oldest=oldest)
+        else:
+            self.lengths.settle(oldest)
 
     def restore(self, group: StoredGroup) -> None:
         """Put a group back that a snapshot lists as buffered."""
@@ -345,13 +357,22 @@ class SourceState:
             self.kept_tokens += sum(group.lengths)
         return groups
 
-    def drop(self, group_index: int, reason: str, lengths: list[int], *, rerun: bool) -> None:
-        """End a group in flight or buffered without handing it out.
+    @property
+    def handed_out_lengths(self) -> Lengths:
+        """Of all groups handed out."""
+        return Lengths(self.handed_out, self.kept_samples, self.kept_tokens)
+
+    def drop(
+        self, group_index: int, reason: str, lengths: list[int], *, rerun: bool, rewards: Sequence[float] = ()
+    ) -> None:
+        """End a group in flight or buffered without handing it out; ``rewards`` of one in flight that was scored.
 
         Raises:
             CorruptState: no such group.
         """
         flight = self.in_flight.pop(group_index, None)
+        if flight is not None:
+            self._ended(flight, rewards, lengths, kept=False)
         prompt = flight.prompt if flight is not None else self.remove(group_index).prompt
         self.count_dropped(prompt, reason, lengths, rerun=rerun)
 
@@ -394,6 +415,7 @@ class SourceState:
                 self.kept_tokens,
             ],
             "observed": self.observed.snapshot(),
+            "lengths": self.lengths.snapshot(),
             "dropped": {r: [d.groups, d.samples, d.tokens, d.longest] for r, d in self.dropped.items()},
         }
 
@@ -415,4 +437,5 @@ class SourceState:
         self.launched, self.handed_out, self.acknowledged, self.overtakings = data["counters"][:4]
         self.kept_samples, self.kept_tokens = data["counters"][4:]
         self.observed.load(data.get("observed"))
+        self.lengths.load(data.get("lengths"))
         self.dropped = {reason: DropCount(*counts) for reason, counts in data["dropped"].items()}

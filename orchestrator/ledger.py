@@ -241,11 +241,10 @@ class Ledger:
 
     def _dropped(self, event: Dropped) -> None:
         state = self._owner(event.source)
-        state.observed.add(event.rewards, event.lengths)
         if not state.has(event.group_index) and (leased := self.leases.withdraw(event.group_index)) is not None:
             state.count_dropped(leased.prompt, event.reason, event.lengths, rerun=event.rerun)
         else:
-            state.drop(event.group_index, event.reason, event.lengths, rerun=event.rerun)
+            state.drop(event.group_index, event.reason, event.lengths, rerun=event.rerun, rewards=event.rewards)
 
     def _batch_formed(self, event: BatchFormed) -> None:
         if event.step != self.step:

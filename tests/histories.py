@@ -121,6 +121,7 @@ class History:
         case: the sources.
         samples: of a group.
         pass_rate: by source: rewards are then drawn, and groups whose rewards are all equal are dropped.
+        kind: of the mixer.
         options: of the mixer.
     """
 
@@ -131,6 +132,7 @@ class History:
         lookahead: int = 2,
         samples: int = 1,
         pass_rate: Mapping[str, float] | None = None,
+        kind: type[Mixer] = Mixer,
         **options: Any,
     ) -> None:
         self.case = case
@@ -141,7 +143,7 @@ class History:
         weights = [parse_weight(weight.text) for weight in case.weights.values()]
         self.table = WeightTable(case.names, weights, self.ledger.statistics)
         self.journal = MemoryJournal(self.ledger)
-        self.mixer = Mixer(
+        self.mixer = kind(
             ledger=self.ledger,
             journal=self.journal,
             table=self.table,

@@ -59,10 +59,14 @@ def _sources(status: Mapping[str, Any]) -> Iterator[Metric]:
     size = GaugeMetricFamily("rollout_source_buffered_bytes", "Finished groups in memory.", labels=["source"])
     accepted = GaugeMetricFamily("rollout_source_acceptance", "Share of groups the filter keeps.", labels=["source"])
     debt = GaugeMetricFamily("rollout_source_debt_groups", "Groups that others gave in its place.", labels=["source"])
+    bias = GaugeMetricFamily(
+        "rollout_source_length_bias", "Mean length handed out / launched and kept, minus 1.", labels=["source"]
+    )
     plan = status["plan"][0]["weights"] if status["plan"] else {}
     for name, source in status["sources"].items():
         weight.add_metric([name], plan.get(name, 0.0))
         debt.add_metric([name], source["debt"])
+        bias.add_metric([name], source["response_len"]["bias"]["overtaking"])
         for state in ("in_flight", "buffered", "leased"):
             groups.add_metric([name, state], source["groups"][state])
         handed.add_metric([name], source["handed_out"])
@@ -70,7 +74,7 @@ def _sources(status: Mapping[str, Any]) -> Iterator[Metric]:
             dropped.add_metric([name, reason], count["groups"])
         size.add_metric([name], source["buffered_bytes"])
         accepted.add_metric([name], source["producer"]["acceptance"])
-    yield from (weight, debt, groups, handed, dropped, size, accepted)
+    yield from (weight, debt, bias, groups, handed, dropped, size, accepted)
 
 
 def _engines(status: Mapping[str, Any]) -> Iterator[Metric]:

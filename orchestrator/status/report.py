@@ -86,6 +86,7 @@ def _source(facts: RunFacts, state: SourceState, leased: int) -> dict[str, Any]:
         "kept": {"samples": state.kept_samples, "mean_tokens": state.kept_tokens / max(1, state.kept_samples)},
         "handed_out": state.handed_out,
         "overtakings": state.overtakings,
+        "response_len": state.lengths.report(state.handed_out_lengths),
         "buffered_bytes": state.ready_bytes,
         "wanted": demand.wanted,
         "next_count": demand.next_count,

@@ -90,6 +90,7 @@ class StepMetrics:
             "in_flight": len(state.in_flight),
             "carry": state.carry,
             "debt": state.debt,
+            "length_bias": state.lengths.report(state.handed_out_lengths)["bias"],
             "resumed_samples": sum(group.resumed for group in groups),
         }
         cap = self._reward_cap(state.name, batch.step)
