@@ -170,6 +170,7 @@ def assemble(
         config.consumer.socket,
         service,
         max_connections=config.consumer.max_connections,
+        allow_uids=None if config.consumer.allow_uids is None else frozenset(config.consumer.allow_uids),
         log=logs.logger("consumer"),
     )
     return Parts(

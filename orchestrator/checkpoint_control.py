@@ -21,7 +21,7 @@ from .control import Control
 from .engines import EnginePool
 from .errors import BadRequest, ShuttingDown, StateError
 from .production import Production
-from .state import StateStore, list_checkpoints, remove_checkpoint, verify_checkpoint
+from .state import StateStore, check_name, list_checkpoints, remove_checkpoint, verify_checkpoint
 
 __all__ = ["CheckpointControl"]
 
@@ -70,6 +70,7 @@ class CheckpointControl:
             StateError: the disk failed.
         """
         self._check_free()
+        check_name(name)
         if trained_through is not None:
             self._desk.ack_through(trained_through)
         step = self._store.ledger.step

@@ -128,9 +128,13 @@ class EngineControl:
         self._pauses.notify()
         self._pool.resume()
 
+    def is_paused_by(self, owner: int) -> bool:
+        """Whether this connection holds a pause."""
+        return self._pause is not None and self._pause.owner == owner
+
     def left(self, owner: int) -> None:
         """A connection closed: its pause ends with it."""
-        if self._pause is not None and self._pause.owner == owner:
+        if self.is_paused_by(owner):
             self._log.warning("a pause of generation ended because its connection closed")
             self.resume()
 

@@ -36,6 +36,8 @@ __all__ = [
     "FrameError",
     "GenerationFailed",
     "LeaseUnknown",
+    "NotAllowed",
+    "NotWritten",
     "OrchestratorError",
     "PromptFileError",
     "RankInUse",
@@ -47,6 +49,7 @@ __all__ = [
     "ShuttingDown",
     "SourceUnknown",
     "StateError",
+    "TooManyConnections",
     "UpdateFailed",
     "VersionWentBack",
     "WeightError",
@@ -225,6 +228,12 @@ class CheckpointError(StateError):
     code = "bad_checkpoint"
 
 
+class NotWritten(StateError):
+    """What was asked for is in force, but not on the disk within the time that an answer may take."""
+
+    code = "not_written"
+
+
 # -- the consumer API -------------------------------------------------------------------------------------------------
 
 
@@ -238,6 +247,18 @@ class BadRequest(OrchestratorError, ValueError):
     """A request with an unknown method, or parameters of the wrong name, type or range."""
 
     code = "bad_request"
+
+
+class NotAllowed(OrchestratorError, PermissionError):
+    """The process at the other end runs under a user that may not use the socket; the connection is closed."""
+
+    code = "not_allowed"
+
+
+class TooManyConnections(OrchestratorError, ConnectionRefusedError):
+    """As many connections as may be are open: one more was refused, or one that held nothing was closed for it."""
+
+    code = "too_many_connections"
 
 
 class BadWorldSize(BadRequest):

@@ -11,14 +11,19 @@ Invariants:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from .buffer import Place, StoredGroup
 from .errors import BadWorldSize, LeaseUnknown
 
-__all__ = ["LeasedBatch", "Leases", "Share", "split_batch"]
+__all__ = ["LeasedBatch", "Leases", "Share", "check_split", "split_batch"]
+
+_NUMBER: Final = "(0|[1-9][0-9]{0,18})"
+_NUMBERS: Final = re.compile(rf"{_NUMBER}\.{_NUMBER}\.{_NUMBER}")
+"""Step, split and rank in the one way in which they are written: a share has one name."""
 
 
 @dataclass(slots=True)
@@ -56,6 +61,15 @@ class LeasedBatch:
         return [group for share in self.shares if not share.is_done for group in share.groups]
 
 
+def check_split(count: int, world_size: int) -> None:
+    """Raise ``BadWorldSize`` where that many groups cannot be shared equally."""
+    if world_size < 1 or count % world_size:
+        raise BadWorldSize(
+            f"{count} groups cannot be shared equally among {world_size} ranks: use a world_size that divides"
+            " rollout_batch_size"
+        )
+
+
 def split_batch(groups: Sequence[StoredGroup], world_size: int) -> list[list[int]]:
     """Share groups among ranks: equal counts, tokens balanced.
 
@@ -68,11 +82,7 @@ def split_batch(groups: Sequence[StoredGroup], world_size: int) -> list[list[int
     Raises:
         BadWorldSize: the groups cannot be shared equally.
     """
-    if world_size < 1 or len(groups) % world_size:
-        raise BadWorldSize(
-            f"{len(groups)} groups cannot be shared equally among {world_size} ranks: use a world_size that divides"
-            " rollout_batch_size"
-        )
+    check_split(len(groups), world_size)
     if world_size == 1:
         return [[group.group_index for group in groups]]
     room = len(groups) // world_size
@@ -110,10 +120,9 @@ class Leases:
             LeaseUnknown: no such lease was ever handed out, or it was ended by a new split.
         """
         nonce, _, rest = lease.partition(".")
-        parts = rest.split(".")
-        if nonce != self.nonce or len(parts) != 3 or not all(part.isdecimal() and len(part) < 20 for part in parts):
+        if nonce != self.nonce or (numbers := _NUMBERS.fullmatch(rest)) is None:
             raise LeaseUnknown(f"lease {lease[:80]!r} is not of this run; ask for a new batch")
-        step, split, rank = map(int, parts)
+        step, split, rank = map(int, numbers.groups())
         if step >= next_step:
             raise LeaseUnknown(f"lease {lease!r} is of step {step}, which has no batch yet")
         batch = self.batches.get(step)

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from .borrowing import Loan, stand_in
 from .buffer import SourceState, StoredGroup
 from .events import BatchFormed, Dropped
-from .leases import LeasedBatch, split_batch
+from .leases import LeasedBatch, check_split, split_batch
 from .ledger import Journal, Ledger
 from .plan import PlannedBatch, forecast, production_horizon
 from .staleness import STALE, is_stale
@@ -253,6 +253,7 @@ class Mixer:
         Raises:
             BadWorldSize: the batch cannot be shared equally.
         """
+        check_split(self.batch_size, world_size)  # before anything is dropped
         while isinstance(outlook := self.outlook(), PlannedBatch):
             chosen = self._choose(outlook)
             stale = [group for group in chosen if self._is_stale(group)]

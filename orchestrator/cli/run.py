@@ -9,6 +9,9 @@ from cyclopts import Parameter
 
 __all__ = ["run"]
 
+DESCRIPTORS = 1 << 17
+"""For the most connections that may be configured (65,536), and as many requests to engines."""
+
 
 def run(config: Path, /, *, allow_source_changes: Annotated[bool, Parameter(negative=())] = False) -> None:
     """Run the daemon until it is stopped, or until the run is finished.
@@ -37,6 +40,7 @@ def run(config: Path, /, *, allow_source_changes: Annotated[bool, Parameter(nega
     async def main() -> None:
         await Daemon(settings, logs, file=file, allow_source_changes=allow_source_changes).run()
 
+    _allow_descriptors()
     try:
         anyio.run(main, backend="asyncio", backend_options={"use_uvloop": True})
     except BaseExceptionGroup as group:
@@ -46,6 +50,16 @@ def run(config: Path, /, *, allow_source_changes: Annotated[bool, Parameter(nega
         raise
     finally:
         logs.close()
+
+
+def _allow_descriptors() -> None:
+    """Let this process have as many descriptors as it may; shells and systemd give 1,024 to begin with."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:

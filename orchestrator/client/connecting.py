@@ -3,7 +3,7 @@
 Invariants:
 
 * One connection at a time, made when first needed; whoever needs it while it is being made waits for that one.
-* A daemon that does not listen yet is waited for, up to a deadline; nothing else is tried again.
+* A daemon that does not listen yet, or has no room, is waited for, up to a deadline; nothing else is tried again.
 * A rank is taken over on the first connection only: two that take over from each other would never end.
 """
 
@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from orchestrator.errors import ConnectionLost
+from orchestrator.errors import ConnectionLost, TooManyConnections
 
 from .buffers import BufferPool
 from .waiting import Waiter
@@ -76,6 +76,8 @@ class Connecting:
 
         Raises:
             ConnectionLost: nobody listens, or the connection broke at once.
+            TooManyConnections: the daemon has no room.
+            NotAllowed: this process's user may not use the socket.
         """
         await self._connected(self._connect_timeout_s if timeout_s is None else timeout_s)
 
@@ -103,7 +105,7 @@ class Connecting:
         while True:
             try:
                 return await self._greeted(Wire(self._dial(), self._waiter, self._pool))
-            except ConnectionLost as error:
+            except (ConnectionLost, TooManyConnections) as error:
                 if not error.data.get("may_come", True) or time.monotonic() + pause > deadline:
                     raise
             await self._waiter.sleep(pause)

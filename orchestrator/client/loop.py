@@ -6,8 +6,8 @@ Invariants:
   raised, or was left by ``break``, is not: it is handed out again.
 * Acknowledge first, then ask: after a broken connection the daemon would otherwise hand out the batch in hand again.
   For the same reason the next batch is asked for early only on the connection that the batch in hand came over.
-* A broken connection and a draining daemon are waited for, up to ``reconnect_s`` each time; an acknowledgement whose
-  answer was lost is sent again, which is harmless.
+* A broken connection, a draining daemon, one without room, and a disk that does not keep an acknowledgement are waited
+  for, up to ``reconnect_s`` each time; an acknowledgement whose answer was lost is sent again, which is harmless.
 * No wait is silent: every one of ``WAIT_SLICE_S`` is reported with its cause.
 """
 
@@ -18,7 +18,16 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from orchestrator.errors import BatchTimeout, ConnectionLost, OrchestratorError, RankInUse, RunFinished, ShuttingDown
+from orchestrator.errors import (
+    BatchTimeout,
+    ConnectionLost,
+    NotWritten,
+    OrchestratorError,
+    RankInUse,
+    RunFinished,
+    ShuttingDown,
+    TooManyConnections,
+)
 
 from .batch import Batch
 
@@ -70,7 +79,8 @@ class BatchLoop:
 
         Raises:
             BatchTimeout: none within ``timeout_s``.
-            ConnectionLost, ShuttingDown, RankInUse: nor did it get better within ``reconnect_s``.
+            ConnectionLost, NotWritten, ShuttingDown, RankInUse, TooManyConnections: nor did it get better within
+                ``reconnect_s``.
             OrchestratorError: other answers of the daemon.
         """
         if self._in_hand is not None:
@@ -129,7 +139,7 @@ class BatchLoop:
             began = time.monotonic()
             try:
                 return await operation()
-            except (ConnectionLost, RankInUse, ShuttingDown) as error:
+            except (ConnectionLost, NotWritten, RankInUse, ShuttingDown, TooManyConnections) as error:
                 if self._give_up_at is None and isinstance(error, RankInUse):
                     raise  # somebody else's; after a broken connection it may be our own, which the daemon still sees
                 now = time.monotonic()

@@ -179,6 +179,9 @@ class Consumer(Section):
     max_connections: Annotated[int, Field(ge=1, le=65_536)] = Field(
         1024, description="Connections at a time: trainer ranks and command line together."
     )
+    allow_uids: Annotated[list[Annotated[int, Field(ge=0, lt=2**32 - 1)]], Field(min_length=1)] | None = Field(
+        None, description="User ids whose processes may connect. null: the daemon's own, and root's."
+    )
 
 
 class Status(Section):

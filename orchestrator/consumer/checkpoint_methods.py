@@ -1,14 +1,29 @@
-"""The methods of the consumer API that concern named checkpoints."""
+"""The methods of the consumer API that concern named checkpoints.
+
+Invariants:
+
+* Every answer comes within a deadline, or an error says what is known by then.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
+
+import anyio
+
+from orchestrator.errors import NotWritten, StateError
 
 from . import methods as m
 from .connection import Answer, Connection
 from .engine_methods import Method
 
 __all__ = ["CheckpointControl", "CheckpointMethods"]
+
+SAVE_DEADLINE_S: Final = 120.0
+"""It takes milliseconds, and seconds where much waits for the disk; a trainer stands still meanwhile."""
+
+READ_DEADLINE_S: Final = 540.0
+"""For every byte of a checkpoint, hundreds of gigabytes; clients wait for 600 s."""
 
 
 class CheckpointControl(Protocol):
@@ -51,13 +66,24 @@ class CheckpointMethods:
         }
 
     async def _save(self, _: Connection, params: m.Save) -> Answer:
-        return Answer({"step": await self._control.save(params.name, params.trained_through)})
+        with anyio.move_on_after(SAVE_DEADLINE_S):
+            return Answer({"step": await self._control.save(params.name, params.trained_through)})
+        raise NotWritten(
+            f"checkpoint {params.name!r} is not saved after {SAVE_DEADLINE_S:g} s, and one of that name is as it was;"
+            " what it acknowledges is in force; see status.state.fault"
+        )
 
     async def _load(self, _: Connection, params: m.Load) -> Answer:
-        return Answer({"step": await self._control.load(params.name)})
+        with anyio.move_on_after(READ_DEADLINE_S):
+            return Answer({"step": await self._control.load(params.name)})
+        raise StateError(f"checkpoint {params.name!r} cannot be read within {READ_DEADLINE_S:g} s; nothing has changed")
 
     async def _checkpoints(self, _: Connection, __: m.NoParams) -> Answer:
-        return Answer({"checkpoints": await self._control.checkpoints()})
+        with anyio.move_on_after(READ_DEADLINE_S):
+            return Answer({"checkpoints": await self._control.checkpoints()})
+        raise StateError(f"the checkpoints cannot be read within {READ_DEADLINE_S:g} s")
 
     async def _verify(self, _: Connection, params: m.VerifyCheckpoints) -> Answer:
-        return Answer({"problems": await self._control.verify(params.name)})
+        with anyio.move_on_after(READ_DEADLINE_S):
+            return Answer({"problems": await self._control.verify(params.name)})
+        raise StateError(f"the checkpoints cannot be read within {READ_DEADLINE_S:g} s: name one of them")

@@ -102,6 +102,14 @@ class LeaseDesk:
         """Leases that live connections hold."""
         return dict(self._held)
 
+    def leases_of(self, holder: Holder) -> set[str]:
+        """Leases that this connection holds."""
+        return {lease for lease, other in self._held.items() if other == holder}
+
+    def is_used_by(self, holder: Holder) -> bool:
+        """Whether this connection holds a rank or a lease."""
+        return holder in self._ranks.values() or holder in self._held.values()
+
     # -- handing out ---------------------------------------------------------------------------------------------------
 
     def claim(self, holder: Holder, rank: int, world_size: int) -> Handout | Waiting | Shortage | Finished:
@@ -113,8 +121,18 @@ class LeaseDesk:
         """
         if not 0 <= rank < world_size:
             raise BadWorldSize(f"rank {rank} is not below world_size {world_size}")
+        splits = self._new_splits(holder, world_size)
+        had_it = self._ranks.get(rank) == holder
         self.take_rank(holder, rank)
-        self._share_out_anew(holder, world_size)
+        self._share_out_anew(splits)
+        try:
+            return self._next(holder, rank, world_size)
+        except BadWorldSize:  # a request that could not be meant leaves no trace
+            if not had_it:
+                del self._ranks[rank]
+            raise
+
+    def _next(self, holder: Holder, rank: int, world_size: int) -> Handout | Waiting | Shortage | Finished:
         mine = [(batch, share) for batch, share in self._ledger.leases.open_shares() if share.rank == rank]
         free = [(batch, share) for batch, share in mine if self._lease(batch, share) not in self._held]
         if not free and isinstance(outlook := self._mixer.outlook(), Finished):
@@ -147,8 +165,8 @@ class LeaseDesk:
             return []
         return [s.rank for s in newest.shares if not s.is_done and self._lease(newest, s) not in self._held]
 
-    def _share_out_anew(self, holder: Holder, world_size: int) -> None:
-        """Share what is not acknowledged among ``world_size`` ranks if it is shared among another number."""
+    def _new_splits(self, holder: Holder, world_size: int) -> list[tuple[LeasedBatch, list[list[int]]]]:
+        """How what is shared among another number of ranks would be shared among ``world_size``. Changes nothing."""
         others = [b for b in self._ledger.leases.batches.values() if b.world_size != world_size]
         for batch in others:
             for share in batch.shares:
@@ -158,7 +176,9 @@ class LeaseDesk:
                         f"process {other.pid} takes batches as one of {batch.world_size} ranks, this one as one of"
                         f" {world_size}: all ranks of a trainer give the same world_size"
                     )
-        splits = [(batch, split_batch(batch.unfinished_groups(), world_size)) for batch in others]
+        return [(batch, split_batch(batch.unfinished_groups(), world_size)) for batch in others]
+
+    def _share_out_anew(self, splits: list[tuple[LeasedBatch, list[list[int]]]]) -> None:
         for batch, shares in splits:
             for share in batch.shares:
                 self._held.pop(self._lease(batch, share), None)

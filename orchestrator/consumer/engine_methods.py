@@ -16,6 +16,7 @@ from orchestrator.ledger import Journal
 
 from . import methods as m
 from .connection import Answer, Connection
+from .writing import kept
 
 __all__ = ["EngineControl", "EngineMethods", "Method"]
 
@@ -31,6 +32,10 @@ class EngineControl(Protocol):
 
     async def pause(self, mode: str, timeout_s: float, owner: int) -> int:
         """Close dispatch and return when the engines are quiet; the pause ends with its owner or its deadline."""
+        ...
+
+    def is_paused_by(self, owner: int) -> bool:
+        """Whether this connection holds a pause."""
         ...
 
     def resume(self) -> None:
@@ -92,7 +97,7 @@ class EngineMethods:
 
     async def _set_policy_version(self, _: Connection, params: m.SetPolicyVersion) -> Answer:
         in_flight, aborted = self._control.set_version(params.version, params.mode)
-        await self._journal.written()
+        await kept(self._journal, f"policy version {params.version} is in force")
         return Answer({"in_flight": in_flight, "aborted": aborted})
 
     async def _pause_generation(self, connection: Connection, params: m.PauseGeneration) -> Answer:
@@ -108,7 +113,7 @@ class EngineMethods:
         engines = await self._control.update_weights(
             update, params.mode, rolling=params.rolling, timeout_s=params.timeout_s
         )
-        await self._journal.written()
+        await kept(self._journal, f"policy version {params.version} is in force", data={"engines": engines})
         return Answer({"version": params.version, "engines": engines})
 
     async def _engines(self, _: Connection, params: m.Engines) -> Answer:
@@ -125,5 +130,6 @@ class EngineMethods:
             case m.Engines(action=action):
                 needs = "engine, one as a config file says it" if action == "add" else "name, that of an engine"
                 raise BadRequest(f"engines: {action} needs {needs}")
-        await self._journal.written()
+        engines = self._control.engines()
+        await kept(self._journal, f"engines: {params.action} is done", data={**result, "engines": engines})
         return Answer({**result, "engines": self._control.engines()})

@@ -2,10 +2,10 @@
 
 Invariants:
 
-* The socket belongs to the user alone (mode 0600). A path that a live process listens on is never taken over: the state
-  lock is held before this is reached, and a foreign listener is an error.
-* At most ``max_connections`` connections; one more is accepted and closed at once.
-* Every connection is a task of the server's task group.
+* The state lock is held before this is reached; a foreign listener at the path is an error (see ``listener``).
+* At most ``max_connections`` connections are served at a time (see ``door`` for who makes room), at most
+  ``MAX_LEAVING`` more are on their way out, and what is beyond that is closed without a word.
+* Every connection is a task of the server's task group. What a client holds is free the moment its connection ends.
 """
 
 from __future__ import annotations
@@ -16,25 +16,48 @@ import itertools
 import os
 import socket
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import anyio
-from anyio.abc import TaskStatus
+from anyio.abc import TaskGroup, TaskStatus
 from structlog.typing import FilteringBoundLogger
 
-from orchestrator.errors import AlreadyRunning, StateError
+from orchestrator.errors import NotAllowed, OrchestratorError
 
-from .connection import READER_LIMIT_BYTES, Connection
-from .service import ConsumerService
+from . import door
+from .connection import READER_LIMIT_BYTES, Connection, Requests
+from .desk import Holder
+from .listener import PRIVATE_MODE, SHARED_MODE, listen
+from .sparse_log import SparseLog
 
-__all__ = ["ConsumerServer"]
-
-BACKLOG: Final = 128
+__all__ = ["ConsumerServer", "Service"]
 
 ACCEPT_RETRY_S: Final = 0.5
 """Until the next try after the system had no descriptor or memory for a connection; its peer waits meanwhile."""
 
+MAX_LEAVING: Final = 64
+"""Connections that are being told why they are closed, for a second at most each."""
+
+MAX_LONG_HEADERS: Final = 16
+"""Headers above the reader's limit that are received at a time: 16 MiB at most, whatever all clients send."""
+
 _PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ECONNABORTED})
+
+
+class Service(Requests, Protocol):
+    """What the connections are served by."""
+
+    def opened(self, connection: Connection) -> None:
+        """A client connected."""
+        ...
+
+    def closed(self, connection: Connection) -> None:
+        """A client went."""
+        ...
+
+    def holds_nothing(self, connection: Connection) -> bool:
+        """Whether closing the connection costs its client no more than connecting again."""
+        ...
 
 
 class ConsumerServer:
@@ -44,76 +67,41 @@ class ConsumerServer:
         path: of the socket; at most 107 bytes (Linux).
         service: the methods.
         max_connections: at a time.
+        allow_uids: users whose processes may connect; ``None``: the daemon's own, and root.
         log: for connections.
     """
 
     def __init__(
-        self, path: Path, service: ConsumerService, *, max_connections: int, log: FilteringBoundLogger
+        self,
+        path: Path,
+        service: Service,
+        *,
+        max_connections: int,
+        allow_uids: frozenset[int] | None = None,
+        log: FilteringBoundLogger,
     ) -> None:
         self._path = path
-        self._max_connections = max_connections
         self._service = service
-        self._log = log
+        self._max_connections = max_connections
+        ours = frozenset({os.geteuid(), 0})
+        self._allow_uids = ours if allow_uids is None else allow_uids
+        self._mode = PRIVATE_MODE if self._allow_uids <= ours else SHARED_MODE
+        self._log = SparseLog(log)
+        self._long_headers = anyio.CapacityLimiter(MAX_LONG_HEADERS)
         self._numbers = itertools.count(1)
-
-    def _bind(self) -> socket.socket:
-        """A listening socket, in place of a stale one.
-
-        Raises:
-            AlreadyRunning: somebody listens there.
-            StateError: the path cannot be bound.
-        """
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-        mask = os.umask(0o177)
-        try:
-            self._remove_stale()
-            listener.bind(str(self._path))
-            listener.listen(BACKLOG)
-        except OSError as error:
-            listener.close()
-            if isinstance(error, AlreadyRunning):
-                raise
-            raise StateError(f"cannot listen on {self._path}: {error.strerror or error}") from error
-        finally:
-            os.umask(mask)
-        return listener
-
-    def _remove_stale(self) -> None:
-        """Remove a socket that nobody listens on.
-
-        Raises:
-            AlreadyRunning: somebody does.
-            StateError: the path is something else than a socket.
-        """
-        if not self._path.exists() and not self._path.is_symlink():
-            return
-        if not self._path.is_socket():
-            raise StateError(f"{self._path} is there and is no socket: remove it, or change consumer.socket")
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            probe.settimeout(1)
-            try:
-                probe.connect(str(self._path))
-            except ConnectionRefusedError:
-                self._path.unlink()
-                return
-            except OSError as error:
-                if error.errno not in (errno.ENOENT, errno.EAGAIN, errno.ETIMEDOUT):
-                    raise
-        raise AlreadyRunning(f"another daemon listens on {self._path}: stop it, or change consumer.socket")
+        self._served: dict[int, Connection] = {}  # by number, in the order in which they came
+        self._leaving = 0
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
         """Accept connections until cancelled; ready when the socket is bound."""
-        listener = await anyio.to_thread.run_sync(self._bind)
-        inode = os.stat(self._path).st_ino
+        listener = await listen(self._path, mode=self._mode)
         try:
-            async with anyio.create_task_group() as connections:
+            async with anyio.create_task_group() as tasks:
                 task_status.started()
                 while True:
-                    connections.start_soon(self._serve, await self._accept(listener))
+                    await self._receive(await self._accept(listener.socket), tasks)
         finally:
             listener.close()
-            self._unlink(inode)
 
     async def _accept(self, listener: socket.socket) -> socket.socket:
         """The next connection; a shortage of descriptors delays it and ends nothing."""
@@ -124,26 +112,65 @@ class ConsumerServer:
             except OSError as error:
                 if error.errno not in _PASSING:
                     raise
-                self._log.warning(f"a connection cannot be accepted yet: {error.strerror}")
+                self._log.warning("shortage", f"a connection cannot be accepted yet: {error.strerror}")
+                self._make_room()
                 await anyio.sleep(ACCEPT_RETRY_S)
 
-    def _unlink(self, inode: int) -> None:
-        """Remove the socket, unless somebody has put another in its place."""
+    async def _receive(self, sock: socket.socket, tasks: TaskGroup) -> None:
+        """Begin to serve a new connection, or to turn it away."""
+        peer = door.peer_of(sock)
         try:
-            if self._path.stat().st_ino == inode:
-                self._path.unlink()
-        except FileNotFoundError:
-            self._log.debug(f"the socket {self._path} was removed by somebody else")
-
-    async def _serve(self, peer: socket.socket) -> None:
-        if len(self._service.connections) >= self._max_connections:
-            self._log.warning(f"a connection was refused: {self._max_connections} are open")
-            peer.close()
+            door.check_user(peer, self._allow_uids)
+            if len(self._served) >= self._max_connections and not self._make_room():
+                raise door.refused(self._max_connections)
+        except OrchestratorError as error:
+            kind = "not allowed" if isinstance(error, NotAllowed) else "refused"
+            self._log.warning(kind, f"process {peer.pid} was refused: {error}")
+            if self._leaving < MAX_LEAVING:
+                tasks.start_soon(self._turn_away, sock, error)
+            else:
+                sock.close()
             return
-        reader, writer = await asyncio.open_unix_connection(sock=peer, limit=READER_LIMIT_BYTES)
-        connection = Connection(next(self._numbers), reader, writer, peer, self._log)
+        reader, writer = await asyncio.open_unix_connection(sock=sock, limit=READER_LIMIT_BYTES)
+        connection = Connection(
+            Holder(next(self._numbers), peer.pid),
+            reader,
+            writer,
+            requests=self._service,
+            long_headers=self._long_headers,
+            log=self._log,
+        )
+        self._served[connection.holder.connection] = connection
         self._service.opened(connection)
+        tasks.start_soon(self._serve, connection)
+
+    def _make_room(self) -> bool:
+        """Close the connection that can be spared best, if one can; whether there is room now."""
+        connection = door.to_make_room(self._served.values(), self._service.holds_nothing)
+        if connection is None or self._leaving >= MAX_LEAVING:
+            return False
+        self._log.warning("evicted", f"the connection of process {connection.holder.pid} is closed for another")
+        self._leave(connection)
+        connection.close(door.evicted(self._max_connections))
+        return True
+
+    async def _serve(self, connection: Connection) -> None:
         try:
-            await connection.serve(self._service.handle)
+            await connection.serve()
         finally:
+            self._leave(connection)
             self._service.closed(connection)
+            await connection.hang_up()
+            self._leaving -= 1
+
+    def _leave(self, connection: Connection) -> None:
+        """Its place is free."""
+        if self._served.pop(connection.holder.connection, None) is not None:
+            self._leaving += 1
+
+    async def _turn_away(self, sock: socket.socket, why: OrchestratorError) -> None:
+        self._leaving += 1
+        try:
+            await door.turn_away(sock, why)
+        finally:
+            self._leaving -= 1

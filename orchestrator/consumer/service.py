@@ -26,13 +26,18 @@ from orchestrator.starvation import Starvation
 
 from . import methods as m
 from .checkpoint_methods import CheckpointControl, CheckpointMethods
-from .connection import Answer, Connection, Request
+from .connection import Answer, Connection
 from .desk import Handout, LeaseDesk, Waiting
 from .engine_methods import EngineControl, EngineMethods, Method
+from .requests import Request
+from .writing import kept
 
 __all__ = ["ConsumerService", "RunControl"]
 
 PROTOCOL = 1
+
+MAX_CLIENT_CHARS = 80
+"""Of the name that a client gives itself: the names of all of them are in one status."""
 
 WRITE_PATIENCE_S = 5.0
 """A batch that is formed is worth this wait for the disk, however short the trainer's own deadline is."""
@@ -146,12 +151,24 @@ class ConsumerService:
         self._desk.leave(connection.holder)
         self._engines.left(connection.holder.connection)
 
+    def holds_nothing(self, connection: Connection) -> bool:
+        """Whether closing the connection costs its client no more than connecting again."""
+        holder = connection.holder
+        return not (
+            connection.is_waiting or self._desk.is_used_by(holder) or self._engines.is_paused_by(holder.connection)
+        )
+
+    def is_at_work(self, connection: Connection) -> bool:
+        """Whether the client has a batch in hand that was sent to it whole."""
+        connection.delivered &= self._desk.leases_of(connection.holder)
+        return bool(connection.delivered)
+
     # -- methods -------------------------------------------------------------------------------------------------------
 
     async def _hello(self, connection: Connection, params: m.Hello) -> Answer:
         if params.protocol != PROTOCOL:
             raise BadRequest(f"protocol {params.protocol} is not spoken here, {PROTOCOL} is")
-        connection.client = params.client[:200]
+        connection.client = "".join(c if c.isprintable() else "?" for c in params.client[:MAX_CLIENT_CHARS])
         if params.rank is not None:
             displaced = self._desk.take_rank(connection.holder, params.rank, takeover=params.takeover)
             if displaced is not None and displaced.connection in self.connections:
@@ -208,7 +225,8 @@ class ConsumerService:
             "counts": batch.counts,
             "groups": len(groups),
         }
-        return Answer(result, [g.frame for g in groups], undo=lambda: self._desk.release(handout))
+        frames = [g.frame for g in groups]
+        return Answer(result, frames, handout.lease, undo=lambda: self._desk.release(handout))
 
     def _timeout(self, seconds: float, why: Waiting | Shortage | None) -> BatchTimeout:
         cause = self._cause(why)
@@ -216,12 +234,12 @@ class ConsumerService:
 
     async def _ack(self, _: Connection, params: m.Ack) -> Answer:
         self._desk.ack(params.lease)
-        await self._journal.written()
+        await kept(self._journal, "the batch counts as trained on")
         return Answer({})
 
     async def _nack(self, _: Connection, params: m.Nack) -> Answer:
         self._desk.nack(params.lease, discard=params.discard)
-        await self._journal.written()
+        await kept(self._journal, "the batch is given back" if not params.discard else "the batch is dropped")
         return Answer({})
 
     async def _cancel(self, connection: Connection, params: m.Cancel) -> Answer:
@@ -234,7 +252,7 @@ class ConsumerService:
 
     async def _set_weight(self, _: Connection, params: m.SetWeight) -> Answer:
         self._control.set_weight(params.source, params.weight)
-        await self._journal.written()
+        await kept(self._journal, f"the weight of {params.source} is set")
         return Answer({"step": self._ledger.step})
 
     async def _pause(self, _: Connection, params: m.Source) -> Answer:
@@ -247,7 +265,7 @@ class ConsumerService:
         if self._ledger.source(source).paused != paused:
             event = SourcePaused if paused else SourceResumed
             self._journal.record(cast("Any", event)(source=source))
-        await self._journal.written()
+        await kept(self._journal, f"{source} is {'paused' if paused else 'resumed'}")
         return Answer({"step": self._ledger.step})
 
     async def _reload(self, _: Connection, __: m.NoParams) -> Answer:

@@ -1,6 +1,6 @@
 """State on disk: the log, its snapshots, and the restart (``docs/architecture.md``)."""
 
-from .checkpoints import list_checkpoints, remove_checkpoint, verify_checkpoint
+from .checkpoints import check_name, list_checkpoints, remove_checkpoint, verify_checkpoint
 from .counts import StateStatistics
 from .lock import StateLock
 from .recovery import Recovery
@@ -11,6 +11,7 @@ __all__ = [
     "StateLock",
     "StateStatistics",
     "StateStore",
+    "check_name",
     "list_checkpoints",
     "remove_checkpoint",
     "verify_checkpoint",

@@ -1,0 +1,67 @@
+"""What is on its way to one client.
+
+Invariants:
+
+* Frames are written whole, one after the other, in the order in which their turns came. Stored frames go to the
+  transport as they are: nothing is joined, copied or encoded again.
+* A client that takes nothing for ``SEND_STALL_S`` is given up, whatever it keeps from leaving. One that has a batch in
+  hand may be at work on it, and gets ``SEND_STALL_AT_WORK_S``. Any progress starts the time anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import anyio
+
+__all__ = ["Outbox"]
+
+SEND_STALL_S: Final = 30.0
+"""A client on the same machine that waits for its answer reads it within milliseconds; a stopped one never does."""
+
+SEND_STALL_AT_WORK_S: Final = 3600.0
+"""A trainer that prefetches reads the next batch when it is done with the one in hand: tens of minutes are normal."""
+
+
+class Outbox:
+    """See the module's invariants.
+
+    Args:
+        writer: of the connection.
+        is_at_work: whether the client has a batch in hand.
+    """
+
+    def __init__(self, writer: asyncio.StreamWriter, is_at_work: Callable[[], bool]) -> None:
+        self._writer = writer
+        self._is_at_work = is_at_work
+        self._turn = anyio.Lock()
+
+    async def send(self, head: bytes, frames: Sequence[bytes | memoryview] = ()) -> None:
+        """Write one frame when its turn comes; returns when the client has taken nearly all of it.
+
+        Raises:
+            TimeoutError: the client takes nothing.
+            ConnectionError: it is gone.
+        """
+        async with self._turn:
+            self._writer.writelines([head, *frames])
+            await self._drain()
+
+    def send_last(self, head: bytes) -> None:
+        """Write one frame after whatever is on its way, without waiting for its turn."""
+        if not self._writer.transport.is_closing():
+            self._writer.write(head)
+
+    async def _drain(self) -> None:
+        transport, stalled_s = self._writer.transport, 0.0
+        left = transport.get_write_buffer_size()
+        while True:
+            with anyio.move_on_after(SEND_STALL_S):
+                await self._writer.drain()
+                return
+            before, left = left, transport.get_write_buffer_size()
+            stalled_s = stalled_s + SEND_STALL_S if left >= before else 0.0
+            if stalled_s >= (SEND_STALL_AT_WORK_S if self._is_at_work() else SEND_STALL_S):
+                raise TimeoutError(f"{left} bytes wait for a client that has taken none for {stalled_s:g} s")
