@@ -28,6 +28,7 @@ from .production import Production
 from .prompts import PromptSource
 from .reload import Reloader
 from .reporter import Reporter, StepLog
+from .running_config import RunningConfig
 from .source_lines import SourceLine, SourceLines
 from .starvation import Starvation
 from .state import StateStore
@@ -71,6 +72,7 @@ class _Base:
 
 
 def assemble(
+    in_file: Config,
     config: Config,
     *,
     store: StateStore,
@@ -84,7 +86,8 @@ def assemble(
     """Build the components of a run.
 
     Args:
-        config: the whole configuration.
+        in_file: the config file's.
+        config: the same with what was done to its sources at run time.
         store: the recovered state.
         prompts: by source.
         changed: notified of every record; wakes waiting ``get_batch`` requests.
@@ -139,15 +142,22 @@ def assemble(
         starvation=starvation,
         connections=connections,
     )
-    reloader = Reloader(
-        file=file,
-        config=config,
+    running = RunningConfig(
+        config,
         makers=makers,
         lines=lines,
         production=production,
         control=control,
         engines=engines,
         on_config=reporter.reconfigure,
+    )
+    reloader = Reloader(
+        file=file,
+        in_file=in_file,
+        running=running,
+        ledger=store.ledger,
+        control=control,
+        directory=directory,
         log=logs.logger("reload"),
     )
     service = ConsumerService(
@@ -160,7 +170,7 @@ def assemble(
         engines=engines,
         checkpoints=checkpoints,
         starvation=starvation,
-        reload=reloader.reload,
+        sources=reloader,
         changed=changed,
         status=reporter.status,
         cause=reporter.cause,

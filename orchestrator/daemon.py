@@ -22,14 +22,16 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from .assembly import Parts, assemble
 from .broadcast import Broadcast
-from .config import Config, prompt_options
-from .errors import OrchestratorError
+from .config import Config, Source, in_effect, prompt_options
+from .errors import ForeignState, OrchestratorError
+from .events import SourceFacts, SourcesChanged
 from .ledger import SourceSize
 from .logs import LogHandle
 from .mixer import Finished
 from .prompts import PromptSource, open_prompts
 from .reload import Reloader
 from .source_lines import SourceLine
+from .source_roster import SourceRoster
 from .state import StateLock, StateStore
 from .status import StatusServer
 
@@ -75,23 +77,11 @@ class Daemon:
         """
         with StateLock(self._config.run.state_dir):
             async with AsyncExitStack() as stack:
-                prompts = await self._open_prompts(stack)
-                sizes = {
-                    source.name: SourceSize(len(prompts[source.name]), prompts[source.name].epochs, source.renamed_from)
-                    for source in self._config.data_sources
-                }
                 changed, replan = Broadcast(), Broadcast()
-                store = await StateStore.open(
-                    self._config.run.state_dir,
-                    sizes,
-                    changed=changed,
-                    replan=replan,
-                    log=self._logs.logger("state"),
-                    allow_source_changes=self._allow_source_changes,
-                )
-                stack.push_async_callback(self._close_store, store)
+                store, config, prompts = await self._open_state(stack, changed, replan)
                 parts = assemble(
                     self._config,
+                    config,
                     store=store,
                     prompts=prompts,
                     changed=changed,
@@ -111,13 +101,55 @@ class Daemon:
         for line in lines.values():
             await line.aclose()
 
-    async def _open_prompts(self, stack: AsyncExitStack) -> dict[str, PromptSource]:
-        opened = {}
-        for source in self._config.data_sources:
-            prompts = await open_prompts(**prompt_options(source, seed=self._config.run.seed))
-            stack.push_async_callback(prompts.aclose)
-            opened[source.name] = prompts
-        return opened
+    async def _open_state(
+        self, stack: AsyncExitStack, changed: Broadcast, replan: Broadcast
+    ) -> tuple[StateStore, Config, dict[str, PromptSource]]:
+        """The state, and the config with what the state knows of sources that came and went at run time."""
+        config = self._config
+        prompts = {source.name: await self._open_prompts(stack, source) for source in config.data_sources}
+        sizes = {name: SourceSize(len(opened), opened.epochs) for name, opened in prompts.items()}
+
+        def at_run_time(roster: SourceRoster) -> dict[str, SourceSize]:
+            sources = in_effect(config, roster, directory=Path.cwd())[0].data_sources
+            added = {name: SourceSize(added.rows, added.epochs) for name, added in roster.added.items()}
+            known = added | sizes
+            return {source.name: known[source.name]._replace(renamed_from=source.renamed_from) for source in sources}
+
+        store = await StateStore.open(
+            config.run.state_dir,
+            sizes,
+            changed=changed,
+            replan=replan,
+            log=self._logs.logger("state"),
+            at_run_time=at_run_time,
+            allow_source_changes=self._allow_source_changes,
+        )
+        stack.push_async_callback(self._close_store, store)
+        now, outdated = in_effect(config, store.ledger.roster, directory=Path.cwd())
+        for sentence in outdated.values():
+            self._log.warning(sentence)
+        for source in now.data_sources:
+            if source.name not in prompts:
+                prompts[source.name] = await self._open_prompts(stack, source)
+        self._settle(store, prompts, list(outdated))
+        return store, now, prompts
+
+    def _settle(self, store: StateStore, prompts: dict[str, PromptSource], undone: list[str]) -> None:
+        """The prompts of a source that was added at run time are read only now that the state has told of it."""
+        facts = [SourceFacts(name, len(prompts[name]), prompts[name].epochs) for name in store.ledger.sources]
+        other = [fact.name for fact in facts if fact.rows != store.ledger.sources[fact.name].rows]
+        if other and not self._allow_source_changes:
+            raise ForeignState(
+                f"source {other[0]} was added at run time with {store.ledger.sources[other[0]].rows} prompts, and has"
+                f" {len(prompts[other[0]])} now: put its prompt file back, or start with --allow-source-changes"
+            )
+        if other or undone:
+            store.record(SourcesChanged(facts, undone=undone))
+
+    async def _open_prompts(self, stack: AsyncExitStack, source: Source) -> PromptSource:
+        prompts = await open_prompts(**prompt_options(source, seed=self._config.run.seed))
+        stack.push_async_callback(prompts.aclose)
+        return prompts
 
     # -- supervision ---------------------------------------------------------------------------------------------------
 

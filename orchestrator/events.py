@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 __all__ = [
+    "AddedSource",
     "BatchFormed",
     "CheckpointLoaded",
     "Dropped",
@@ -137,10 +138,27 @@ class SourceFacts(msgspec.Struct, frozen=True, omit_defaults=True):
     renamed_from: str | None = None
 
 
+class AddedSource(msgspec.Struct, frozen=True):
+    """A source that came at run time: ``source`` as a config file says it, with its weight, its cap, its prompts."""
+
+    source: dict[str, Any]
+    weight: float | str
+    cap: float | str | None
+    rows: int
+    epochs: int | None
+
+
 class SourcesChanged(_Event, tag="sources", frozen=True):
-    """These are the sources from here on, in this order; see ``orchestrator.source_changes`` for the others."""
+    """These are the sources from here on, in this order; see ``orchestrator.source_changes`` for the others.
+
+    What was done at run time stands beside it: ``added``; ``removed``, with what the file said of them; ``undone``,
+    names for which neither holds any more.
+    """
 
     sources: list[SourceFacts]
+    added: dict[str, AddedSource] = {}
+    removed: dict[str, dict[str, Any]] = {}
+    undone: list[str] = []
 
 
 class WeightsHeld(_Event, tag="held", frozen=True):

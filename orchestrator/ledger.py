@@ -43,6 +43,7 @@ from .frames import GroupFrame
 from .leases import LeasedBatch, Leases, Share
 from .observations import SourceStats
 from .source_changes import changed_sources
+from .source_roster import SourceRoster
 
 __all__ = ["DAMAGED", "Journal", "Ledger", "SourceSize"]
 
@@ -98,6 +99,7 @@ class Ledger:
         """Sources that are no more: what they launched stays accounted for."""
         self.leases = Leases(nonce)
         self.fleet = Fleet()
+        self.roster = SourceRoster()
         self.step = 0
         self.policy_version = 0
         self.version_was_set = False
@@ -300,6 +302,7 @@ class Ledger:
         sources, self.retired = changed_sources(self.sources, self.retired, event.sources)
         self.sources.clear()
         self.sources.update(sources)
+        self.roster.apply(event)
 
     def _owner(self, source: str) -> SourceState:
         """The state that a leased group counts for, its source may be retired."""
@@ -331,6 +334,7 @@ class Ledger:
             "retired": {name: state.snapshot() for name, state in self.retired.items()},
             "leases": self.leases.snapshot(),
             "fleet": self.fleet.snapshot(),
+            "roster": self.roster.snapshot(),
         }
 
     def load(self, data: dict[str, Any], frame_at: Callable[[Place], memoryview]) -> None:
@@ -344,6 +348,7 @@ class Ledger:
         self._load_sources(self.retired, data.get("retired", {}), frame_at)
         self.leases.load(data["leases"], frame_at)
         self.fleet.load(data.get("fleet", {}))
+        self.roster.load(data.get("roster", {}))
 
     def _load_sources(
         self, states: dict[str, SourceState], data: dict[str, Any], frame_at: Callable[[Place], memoryview]
@@ -361,10 +366,11 @@ class Ledger:
         Its leases get new names, so that all older ones end. The engines are what they are now, and hold nobody knows
         which parameters.
         """
-        fleet = self.fleet.snapshot()
+        fleet, roster, self.roster = self.fleet.snapshot(), self.roster, SourceRoster()
         self.load(data, frame_at)
         self.leases.nonce = nonce
         self.fleet.load(fleet)
         self.fleet.forget_weights()
+        self.roster = roster
         self.version_was_set = True
         self.plan_revision += 1

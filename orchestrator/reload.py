@@ -1,78 +1,60 @@
-"""A changed config, taken over by a running daemon.
+"""Changes that a running daemon takes over: its config file read again, a source added or removed.
 
 Invariants:
 
-* The changed config is read and checked wholly first, as ``check`` does it; prompts, rewards and engines that it needs
-  are opened then. Up to there any error leaves everything as it was.
-* A source whose own part is the same goes on undisturbed; the others are parked, and go on with what was in flight.
+* What is to be in force is checked wholly first, as ``check`` does it; any error leaves everything as it was.
+* One change at a time.
 * What a daemon reads only when it starts stays as it was, and is said.
-* Sources that come and go are recorded before anything is produced for them (``source_changes``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import anyio
 import anyio.to_thread
 from structlog.typing import FilteringBoundLogger
 
-from .config import Config, Difference, differences, prompt_options, with_fixed
+from .config import (
+    Config,
+    Difference,
+    LoadedConfig,
+    differences,
+    in_effect,
+    parse_source,
+    read_config,
+    source_as_json,
+    with_fixed,
+    with_source,
+    without_sources,
+)
 from .config.examine import examine
-from .config.load import read_config
+from .config.findings import Finding
 from .control import Control
-from .engine_control import EngineControl
 from .errors import BadRequest, ConfigError, ConfigRefused, OrchestratorError, ShuttingDown
-from .events import SourceFacts, SourcesChanged
-from .production import Production
-from .prompts import PromptSource, open_prompts
-from .rewards import Reward
-from .source_lines import SourceLine, SourceLines
-from .weights import parse_weight
+from .events import AddedSource
+from .ledger import Ledger
+from .running_config import RunningConfig
+from .source_roster import SourceRoster
 
 __all__ = ["Reloader"]
 
 
-LINE_KEYS: Final = (
-    "rollout_batch_size",
-    "n_samples_per_prompt",
-    "failed_sample",
-    "mask_offpolicy_in_partial_rollout",
-    "max_staleness",
-)
-"""The keys of ``rollout`` that producers and filters are given."""
-
-
-@dataclass(slots=True)
-class _Staged:
-    """What is open already and not yet in use."""
-
-    prompts: dict[str, PromptSource] = field(default_factory=dict)
-    rewards: dict[str, Reward] = field(default_factory=dict)
-
-    async def aclose(self) -> None:
-        for reward in self.rewards.values():
-            await reward.aclose()
-        for prompts in self.prompts.values():
-            await prompts.aclose()
-
-
 class Reloader:
-    """See the module's invariants.
+    """Implements :class:`~orchestrator.consumer.source_methods.SourceControl`; see the module's invariants.
 
     Args:
         file: the config file; ``None``: this daemon has none.
-        config: in force now.
-        makers: what builds the lines.
-        lines: of all sources, by name; changed in place.
-        production: the producers.
-        control: for the weights.
-        engines: the engines' side.
-        on_config: told of the config in force.
+        in_file: the config that was read from it.
+        running: the config in force: the same, with what was done to its sources at run time.
+        ledger: for what was done.
+        control: for whether the daemon is draining.
+        directory: what relative paths of added sources, and dotted paths, are relative to.
         log: for what happened.
     """
 
@@ -80,51 +62,51 @@ class Reloader:
         self,
         *,
         file: Path | None,
-        config: Config,
-        makers: SourceLines,
-        lines: dict[str, SourceLine],
-        production: Production,
+        in_file: Config,
+        running: RunningConfig,
+        ledger: Ledger,
         control: Control,
-        engines: EngineControl,
-        on_config: Callable[[Config], None],
+        directory: Path,
         log: FilteringBoundLogger,
     ) -> None:
         self._file = file
-        self._config = config
-        self._makers = makers
-        self._lines = lines
-        self._production = production
+        self._in_file = in_file
+        self._running = running
+        self._ledger = ledger
         self._control = control
-        self._engines = engines
-        self._on_config = on_config
+        self._directory = directory
         self._log = log
-        self._is_reloading = False
+        self._is_changing = False
+
+    @contextmanager
+    def _changing(self, what: str) -> Iterator[None]:
+        """One at a time; what it raises is logged."""
+        if self._is_changing:
+            raise BadRequest("the config is being changed at this moment; ask again when that is over")
+        if self._control.is_draining:
+            raise ShuttingDown("the daemon is draining; start it again first")
+        self._is_changing = True
+        try:
+            yield
+        except OrchestratorError as error:
+            self._log.error(f"{what} was refused, everything stays as it was: {error}")
+            raise
+        finally:
+            self._is_changing = False
+
+    # -- the file ------------------------------------------------------------------------------------------------------
 
     async def reload(self) -> list[dict[str, Any]]:
         """Read the config file again and take it over; returns what differs from the config before.
 
         Raises:
-            BadRequest: a reload is under way, or there is no file.
+            BadRequest: another change is under way, or there is no file.
             ConfigRefused: the file has problems, or something that it names cannot be used; all is as it was.
             ShuttingDown: the daemon is draining.
             StateError: what is in flight could not be parked; all is as it was but the engines.
         """
-        if self._is_reloading:
-            raise BadRequest("the config is being reloaded at this moment; ask again when that is over")
-        if self._control.is_draining:
-            raise ShuttingDown("the daemon is draining: it reads the config when it is started again")
-        self._is_reloading = True
-        try:
+        with self._changing("the changed config"):
             found = await self._reload()
-        except OrchestratorError as error:
-            self._log.error(f"the config stays as it was: {error}")
-            raise
-        finally:
-            self._is_reloading = False
-        self._report(found)
-        return [asdict(difference) for difference in found]
-
-    def _report(self, found: list[Difference]) -> None:
         for difference in found:
             if difference.is_live:
                 self._log.info(f"the config has changed: {difference}")
@@ -132,120 +114,115 @@ class Reloader:
                 self._log.warning(f"{difference}: that takes effect at the next start")
         if not found:
             self._log.info("the config was read again: nothing in it has changed")
+        return [asdict(difference) for difference in found]
 
     async def _reload(self) -> list[Difference]:
-        file, rows = await self._read()
-        found, config = differences(self._config, file), with_fixed(self._config, file)
-        staged = _Staged()
+        loaded = await self._read()
+        roster, directory = self._ledger.roster, self._directory
+        in_file = with_fixed(self._in_file, loaded.config)
         try:
-            await self._stage(config, rows, staged)
-            with anyio.CancelScope(shield=True):
-                await self._engines.reconfigure(config)
-                await self._take_over(config, staged)
-        except OrchestratorError as error:
-            await staged.aclose()
-            if isinstance(error, BadRequest):
-                raise ConfigRefused(str(error)) from error
-            raise
-        self._config = config
-        self._on_config(config)
+            config, outdated = in_effect(in_file, roster, directory=directory)
+            found = differences(self._running.config, in_effect(loaded.config, roster, directory=directory)[0])
+            is_as_file = config.source_names == in_file.source_names  # else places in the file would be wrong
+            rows = await self._examined(config, loaded.error if is_as_file else _as_request)
+            await self._running.become(config, rows, undone=list(outdated))
+        except (BadRequest, ConfigError) as error:
+            raise ConfigRefused(str(error)) from error
+        for sentence in outdated.values():
+            self._log.warning(sentence)
+        self._in_file = in_file
         return found
 
-    async def _read(self) -> tuple[Config, dict[str, int]]:
-        """The file's config, checked wholly, and how many prompts each source has."""
+    async def _read(self) -> LoadedConfig:
         if self._file is None:
             raise BadRequest("this daemon has no config file to read again")
-        directory = self._makers.directory
         try:
-            loaded = await anyio.to_thread.run_sync(read_config, self._file)
-            # A loop of its own: evaluating the weights of the coming steps takes a while.
-            found = await anyio.to_thread.run_sync(
-                partial(anyio.run, partial(examine, loaded.config, directory=directory))
-            )
-            if found.findings:
-                raise loaded.error(found.findings)
+            return await anyio.to_thread.run_sync(read_config, self._file)
         except ConfigError as error:
             raise ConfigRefused(str(error)) from error
+
+    async def _examined(
+        self, config: Config, error: Callable[[Iterable[Finding]], OrchestratorError]
+    ) -> dict[str, int]:
+        """How many prompts each source has, once everything that the config names can be used."""
+        # A loop of its own: evaluating the weights of the coming steps takes a while.
+        look = partial(anyio.run, partial(examine, config, directory=self._directory))
+        found = await anyio.to_thread.run_sync(look)
+        if found.findings:
+            raise error(found.findings)
         for warning in found.warnings:
             self._log.warning(warning)
-        return loaded.config, found.prompts
+        return found.prompts
 
-    # -- sources -------------------------------------------------------------------------------------------------------
+    # -- sources at run time -------------------------------------------------------------------------------------------
 
-    async def _stage(self, config: Config, rows: dict[str, int], staged: _Staged) -> None:
-        """Open what the sources need that are new, or have changed."""
-        for source in config.data_sources:
-            if self._is_same(config, source.name, rows[source.name]):
-                continue
-            staged.prompts[source.name] = await open_prompts(**prompt_options(source, seed=config.run.seed))
-            staged.rewards[source.name] = self._makers.reward(config, source.name)
+    def sources(self) -> list[dict[str, Any]]:
+        """Every source with its weight and cap, and whether the file has it; those removed at run time too."""
+        config, roster = self._running.config, self._ledger.roster
+        caps = config.data_source_reward_caps or (None,) * len(config.data_sources)
+        parts = zip(config.data_sources, config.data_source_weights, caps, strict=True)
+        known = [
+            {"source": source_as_json(source), "weight": weight, "cap": cap}
+            | {"state": "added" if source.name in roster.added else "in_file"}
+            for source, weight, cap in parts
+        ]
+        return known + [{"source": options, "state": "removed"} for options in roster.removed.values()]
 
-    def _is_same(self, config: Config, name: str, rows: int) -> bool:
-        """Whether nothing has changed that a source's producer, or what stands behind it, is built from."""
-        old = self._config
-        if name not in self._lines or self._makers.store.ledger.source(name).rows != rows:
-            return False
-        return (
-            _own(old, name) == _own(config, name)
-            and old.dynamic_sampling_filter == config.dynamic_sampling_filter
-            and old.logprobs_kind == config.logprobs_kind
-        )
+    async def add(self, raw: Mapping[str, Any], weight: float | str, cap: float | str | None) -> str:
+        """One more source, as a config file would say it; returns its name.
 
-    async def _take_over(self, config: Config, staged: _Staged) -> None:
-        changed = [*staged.prompts, *(name for name in self._lines if name not in config.source_names)]
-        await self._production.park(changed)
-        try:
-            self._record_sources(config, staged)
-            self._reconfigure(config)
-            old = [line for name in changed if (line := self._lines.pop(name, None)) is not None]
-            for name in changed:
-                self._exchange(config, name, staged)
-        finally:
-            self._production.start()
-        for line in old:
-            await line.aclose()
-        await self._makers.store.written()
-        await self._makers.store.snapshot()
+        Raises:
+            BadRequest: it would be wrong in a config file too, or its name is taken.
+            ShuttingDown, StateError: as :meth:`reload`.
+        """
+        with self._changing("a source to be added"):
+            source = parse_source(raw, weight, cap, directory=self._directory)
+            if source.name in (*self._running.config.source_names, *self._in_file.source_names):
+                raise BadRequest(f"there is a source {source.name!r} already, or the config file has it: see `sources`")
+            config = with_source(self._running.config, source, weight, cap)
+            rows = await self._examined(config, _as_request)
+            added = AddedSource(source_as_json(source), weight, cap, rows[source.name], source.prompts.epochs)
+            await self._running.become(config, rows, added={source.name: added})
+            self._log.info(f"source {source.name} was added with weight {weight!r}")
+        return source.name
 
-    def _record_sources(self, config: Config, staged: _Staged) -> None:
-        ledger = self._makers.store.ledger
-        facts = []
-        for source in config.data_sources:
-            prompts = staged.prompts.get(source.name) or self._lines[source.name].prompts
-            facts.append(SourceFacts(source.name, len(prompts), prompts.epochs, source.renamed_from))
-        before = [(name, state.rows, state.epochs) for name, state in ledger.sources.items()]
-        if before != [(fact.name, fact.rows, fact.epochs) for fact in facts]:
-            self._makers.store.record(SourcesChanged(facts))
+    async def remove(self, name: str) -> None:
+        """Let a source go; what of it is in flight and buffered is dropped and counted.
 
-    def _reconfigure(self, config: Config) -> None:
-        """Everything that concerns all sources, between two batches."""
-        directory, names, rollout = self._makers.directory, config.source_names, config.rollout
-        weights = [parse_weight(weight, directory=directory) for weight in config.data_source_weights]
-        mixer = self._makers.mixer
-        mixer.table.replace(names, weights)
-        mixer.reconfigure(
-            batch_size=rollout.rollout_batch_size,
-            lookahead=rollout.lookahead,
-            max_staleness=rollout.max_staleness,
-            num_rollout=rollout.num_rollout,
-            outstanding_bound=config.outstanding_bound,
-            buffer_bounds={source.name: (source.buffer.groups, source.buffer.bytes) for source in config.data_sources},
-        )
-        self._makers.caps.replace(names, config.data_source_reward_caps, directory=directory)
-        self._control.reconfigure(dict(zip(names, config.data_source_weights, strict=True)))
-        self._makers.replan.notify()
+        Raises:
+            SourceUnknown: no such source.
+            BadRequest: it is the last one, or the others never have a weight above 0.
+            ShuttingDown, StateError: as :meth:`reload`.
+        """
+        with self._changing("a source to be removed"):
+            self._ledger.source(name)
+            if len(self._running.config.data_sources) == 1:
+                raise BadRequest(f"{name} is the only source: add another one first, or stop the daemon")
+            config = without_sources(self._running.config, {name})
+            rows = await self._examined(config, _as_request)
+            if name in self._in_file.source_names:
+                removed = {name: source_as_json(self._in_file.source(name))}
+                await self._running.become(config, rows, removed=removed)
+            else:
+                await self._running.become(config, rows, undone=[name])
+            self._log.info(f"source {name} was removed")
 
-    def _exchange(self, config: Config, name: str, staged: _Staged) -> None:
-        if name in staged.prompts:
-            line = self._makers.line(config, name, staged.prompts.pop(name), staged.rewards.pop(name))
-            self._lines[name] = line
-            self._production.put(name, line.producer)
-        else:
-            self._production.remove(name)
+    async def restore(self, name: str) -> None:
+        """Have a source of the file again that was removed at run time.
+
+        Raises:
+            BadRequest: none of that name was removed.
+            ShuttingDown, StateError: as :meth:`reload`.
+        """
+        with self._changing("a source to be restored"):
+            roster = self._ledger.roster
+            if name not in roster.removed:
+                raise BadRequest(f"no source {name!r} was removed at run time")
+            rest = SourceRoster(dict(roster.added), {key: v for key, v in roster.removed.items() if key != name})
+            config, _ = in_effect(self._in_file, rest, directory=self._directory)
+            await self._running.become(config, await self._examined(config, _as_request), undone=[name])
+            self._log.info(f"source {name} takes part again")
 
 
-def _own(config: Config, name: str) -> tuple[Any, ...]:
-    """What a source's line is built from, of what its own section and ``rollout`` say."""
-    source, rollout = config.source(name), config.rollout
-    groups = {key: getattr(rollout, key) for key in LINE_KEYS}
-    return source.prompts, source.reward, config.sampling_of(name), groups
+def _as_request(findings: Iterable[Finding]) -> OrchestratorError:
+    return BadRequest("; ".join(finding.message for finding in findings))

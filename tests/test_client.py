@@ -175,6 +175,13 @@ def test_every_method_sends_what_the_protocol_says(tmp_path: Path) -> None:
             (lambda: client.pause("a"), "pause", {"source": "a"}),
             (lambda: client.resume("a"), "resume", {"source": "a"}),
             (client.reload, "reload", {}),
+            (lambda: client.remove_source("a"), "sources", {"action": "remove", "name": "a"}),
+            (lambda: client.restore_source("a"), "sources", {"action": "restore", "name": "a"}),
+            (
+                lambda: client.add_source({"name": "a"}, 0.5),
+                "sources",
+                {"action": "add", "source": {"name": "a"}, "weight": 0.5, "cap": None},
+            ),
             (client.drain, "drain", {}),
             (lambda: client.save("7"), "save", {"name": "7"}),
             (lambda: client.load("7"), "load", {"name": "7"}),

@@ -68,7 +68,8 @@ def test_every_method_of_the_table_is_a_method_of_the_client() -> None:
     names = {name for row in rows for name in re.findall(r"\w+", row)}
     ours = {name for name in vars(RolloutClient) if not name.startswith("_")}
     engines = {"add_engine", "drain_engine", "remove_engine", "resume_engine"}
-    assert ours - names == {"batches", "close", "connect", "receive_batch", "request_batch"} | engines
+    sources = {"add_source", "remove_source", "restore_source"}
+    assert ours - names == {"batches", "close", "connect", "receive_batch", "request_batch"} | engines | sources
     assert names <= ours
 
 

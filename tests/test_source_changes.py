@@ -5,6 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from orchestrator.errors import BadRequest, SourceUnknown
+
 from .daemon_process import DaemonProcess, daemon, write_config, write_prompts
 
 
@@ -107,3 +111,78 @@ def test_a_prompt_file_may_grow_and_shrink_where_that_is_allowed(tmp_path: Path)
             assert status["sources"]["easy"]["cursor"]["prompts"] == rows
             assert_accounted(status)
             assert process.stop() == 0
+
+
+def test_sources_come_and_go_at_run_time_and_a_crash_does_not_forget_it(tmp_path: Path) -> None:
+    write_prompts(tmp_path / "code.jsonl", 20, text="code")
+    code = {"name": "code", "prompts": {"path": str(tmp_path / "code.jsonl")}, "reward": "contains"}
+    config = write_config(tmp_path)
+    with daemon(config) as process:
+        take(process, 3)
+        with process.connect() as client:
+            client.add_source(code, "lambda step: 1.0", 5.0)
+            client.remove_source("hard")
+            assert {entry["source"]["name"]: entry["state"] for entry in client.sources()} == {
+                "easy": "in_file",
+                "code": "added",
+                "hard": "removed",
+            }
+            for wrong, message in (
+                (lambda: client.add_source(code, 1.0), "there is a source 'code' already"),
+                (lambda: client.add_source({**code, "name": "hard"}, 1.0), "config file has it"),
+                (lambda: client.add_source({**code, "name": "gone", "prompts": {"path": "/gone"}}, 1.0), "gone"),
+                (lambda: client.add_source({"name": "x"}, 1.0), "prompts"),
+                (lambda: client.add_source({**code, "name": "x"}, "lambda step: oops"), "oops"),
+                (lambda: client.restore_source("easy"), "no source 'easy' was removed"),
+            ):
+                with pytest.raises(BadRequest, match=message):
+                    wrong()
+            with pytest.raises(SourceUnknown):
+                client.remove_source("nowhere")
+        process.kill()
+
+        process.start()
+        status = take(process, 6)
+        assert set(status["sources"]) == {"easy", "code"}
+        assert status["sources"]["code"]["weight"]["text"] == "lambda step: 1.0"
+        assert status["sources"]["code"]["groups"]["acknowledged"] > 8
+        assert status["retired"]["hard"]["dropped"]["source_removed"]["groups"] > 0
+        assert_accounted(status)
+        with process.connect() as client:
+            client.restore_source("hard")
+            client.remove_source("code")
+            assert client.reload()["changes"] == []
+        status = take(process, 3)
+        assert set(status["sources"]) == {"easy", "hard"}
+        assert_accounted(status)
+        assert process.stop() == 0
+        process.start()
+        assert set(take(process, 2)["sources"]) == {"easy", "hard"}
+
+
+def test_the_file_has_the_last_word_on_sources_where_it_changed(tmp_path: Path) -> None:
+    write_prompts(tmp_path / "code.jsonl", 20, text="code")
+    config = write_config(tmp_path)
+    with daemon(config) as process:
+        with process.connect() as client:
+            client.add_source(
+                {"name": "code", "prompts": {"path": str(tmp_path / "code.jsonl")}, "reward": "contains"}, 1.0
+            )
+            client.remove_source("hard")
+            client.remove_source("easy")
+            with pytest.raises(BadRequest, match="only source"):
+                client.remove_source("code")
+            client.restore_source("easy")
+        changed = [source("easy"), source("hard", buffer={"groups": 9}), source("code")]
+        write_config(tmp_path, data_sources=changed, data_source_weights=[1, 1, 1])
+        with process.connect() as client:
+            client.reload()
+            assert {entry["source"]["name"]: entry["state"] for entry in client.sources()} == dict.fromkeys(
+                ["easy", "hard", "code"], "in_file"
+            )
+        assert process.stop() == 0
+        said = [line["message"] for line in process.log]
+        assert "source code, added at run time, is now that of the config file" in said
+        assert any(line.startswith("source hard was removed at run time: that ends") for line in said)
+        process.start()
+        assert set(take(process, 2)["sources"]) == {"easy", "hard", "code"}

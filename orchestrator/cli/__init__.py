@@ -26,6 +26,7 @@ from .engines import engines
 from .exit_codes import BAD_CONFIG, FAILED, OK, TAKEN, USAGE
 from .live import drain, pause, reload, resume, set_weight
 from .run import run
+from .sources import sources
 from .status import status
 from .weights import weights
 
@@ -57,6 +58,7 @@ for _command, _example in _EXAMPLES.items():
     app.command(_command, help_epilogue=f"Example: {_example}")
 app.command(checkpoint)
 app.command(engines)
+app.command(sources)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import io
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cyclopts import App
 
-from orchestrator.errors import BadRequest
-
 from .live import CONNECT_TIMEOUT_S, Socket
 from .status import engine_table
+from .yaml_text import mapping_of
 
 if TYPE_CHECKING:
     from orchestrator.client import RolloutClient
@@ -57,7 +55,7 @@ def add(engine: str, /, *, socket: Socket = None) -> None:
     socket
         The daemon's socket.
     """
-    options = _read(engine)
+    options = mapping_of(engine, "an engine", '{kind: sglang, url: "http://HOST:PORT"}')
     with _client(socket) as client:
         name = client.add_engine(options)
         state = next(entry for entry in client.engines() if entry["name"] == name)
@@ -111,21 +109,3 @@ def remove(name: str, /, *, socket: Socket = None) -> None:
     with _client(socket) as client:
         in_flight = client.remove_engine(name)
     print(f"{name} was removed; {in_flight} requests go on elsewhere")
-
-
-def _read(text: str) -> dict[str, Any]:
-    """The engine as YAML.
-
-    Raises:
-        BadRequest: it is not a mapping.
-    """
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
-    try:
-        value = YAML(typ="safe", pure=True).load(io.StringIO(text))
-    except YAMLError as error:
-        raise BadRequest(f"not YAML: {' '.join(str(error).split())[:300]}") from None
-    if not isinstance(value, dict):
-        raise BadRequest("""an engine is written as in the config file: '{kind: sglang, url: "http://HOST:PORT"}'""")
-    return value

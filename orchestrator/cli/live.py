@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-__all__ = ["CONNECT_TIMEOUT_S", "Socket", "drain", "pause", "reload", "resume", "set_weight"]
+__all__ = ["CONNECT_TIMEOUT_S", "Socket", "as_weight", "drain", "pause", "reload", "resume", "set_weight"]
 
 CONNECT_TIMEOUT_S = 1.0
 """A person asks about a daemon that runs; one that does not is said at once."""
@@ -32,17 +32,18 @@ def set_weight(source: str, weight: str, /, *, socket: Socket = None) -> None:
     """
     from orchestrator.client import RolloutClient
 
-    value: float | str | None = weight
-    if weight == "file":
-        value = None
-    else:
-        try:
-            value = float(weight)
-        except ValueError:
-            value = weight
+    value = None if weight == "file" else as_weight(weight)
     with RolloutClient(socket, connect_timeout_s=CONNECT_TIMEOUT_S, client="orchestrator set-weight") as client:
         step = client.set_weight(source, value)["step"]
     print(f"{source}: {'the weight of the config file' if value is None else f'weight {weight}'} from step {step} on")
+
+
+def as_weight(text: str) -> float | str:
+    """A weight as the config has it: a number, or the text."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def pause(source: str, /, *, socket: Socket = None) -> None:

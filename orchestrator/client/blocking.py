@@ -204,9 +204,27 @@ class RolloutClient:
         """Let a paused source take part again; raises like :meth:`pause`."""
         run_now(self._core.resume(source))
 
+    # -- the config ----------------------------------------------------------------------------------------------------
+
     def reload(self) -> dict[str, Any]:
-        """Have the daemon read its config again; see :meth:`AsyncRolloutClient.reload`."""
+        """Have the daemon read its config file again; see :meth:`AsyncRolloutClient.reload`."""
         return run_now(self._core.reload())
+
+    def sources(self) -> list[dict[str, Any]]:
+        """Every source with its weight and cap; see :meth:`AsyncRolloutClient.sources`."""
+        return run_now(self._core.sources())
+
+    def add_source(self, source: Mapping[str, Any], weight: float | str, cap: float | str | None = None) -> None:
+        """One more source; see :meth:`AsyncRolloutClient.add_source`."""
+        run_now(self._core.add_source(source, weight, cap))
+
+    def remove_source(self, name: str) -> None:
+        """Let a source go; see :meth:`AsyncRolloutClient.remove_source`."""
+        run_now(self._core.remove_source(name))
+
+    def restore_source(self, name: str) -> None:
+        """Have a removed source again; see :meth:`AsyncRolloutClient.restore_source`."""
+        run_now(self._core.restore_source(name))
 
     def drain(self) -> None:
         """Stop launching, finish or park what is in flight, snapshot."""

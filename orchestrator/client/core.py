@@ -20,6 +20,7 @@ from typing import Any, Final
 from orchestrator.errors import FrameError
 
 from .batch import Batch
+from .config_calls import ConfigCalls
 from .engine_calls import BATCH_TIMEOUT_S, EngineCalls
 from .loop import BatchLoop
 from .waiting import Waiter
@@ -41,7 +42,7 @@ class BatchRequest:
     wire: Wire
 
 
-class ClientCore(EngineCalls):
+class ClientCore(EngineCalls, ConfigCalls):
     """Every method of the protocol, as coroutines; arguments as for :class:`~.connecting.Connecting`."""
 
     def __init__(self, waiter: Waiter, socket_path: str | Path | None, **options: Any) -> None:
@@ -175,19 +176,6 @@ class ClientCore(EngineCalls):
     async def resume(self, source: str) -> None:
         """Let a paused source take part again; raises like :meth:`pause`."""
         await self._call("resume", {"source": source})
-
-    async def reload(self) -> dict[str, Any]:
-        """Have the daemon read its config file again and take over what it can.
-
-        Returns:
-            ``changes``: for each key that differs ``key``, ``old``, ``new``, ``is_live`` (else it takes effect at the
-            next start); and ``step``.
-
-        Raises:
-            ConfigRefused: the file has problems, which the message lists; all is as it was.
-            ShuttingDown: the daemon is draining.
-        """
-        return await self._call("reload", {}, DRAIN_TIMEOUT_S)
 
     async def drain(self) -> None:
         """Stop launching, finish or park what is in flight, snapshot."""

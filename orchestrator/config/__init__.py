@@ -8,7 +8,17 @@ from .differences import Difference, differences, with_fixed
 from .document import Config, sampling_header, sampling_params
 from .engines import EmbeddedEngine, EngineSpec, LlamaCppEngine, OpenAIEngine, ScriptedEngine, SGLangEngine
 from .load import LoadedConfig, load_config, read_config
-from .run_time import adapter_options, engine_as_json, engine_specs, parse_engine
+from .run_time import (
+    adapter_options,
+    engine_as_json,
+    engine_specs,
+    in_effect,
+    parse_engine,
+    parse_source,
+    source_as_json,
+    with_source,
+    without_sources,
+)
 from .sections import Sampling
 from .sources import RewardSpec, Source, prompt_options, reward_options
 
@@ -29,12 +39,17 @@ __all__ = [
     "differences",
     "engine_as_json",
     "engine_specs",
+    "in_effect",
     "load_config",
     "parse_engine",
+    "parse_source",
     "prompt_options",
     "read_config",
     "reward_options",
     "sampling_header",
     "sampling_params",
+    "source_as_json",
     "with_fixed",
+    "with_source",
+    "without_sources",
 ]

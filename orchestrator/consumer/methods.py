@@ -28,6 +28,7 @@ __all__ = [
     "SetPolicyVersion",
     "SetWeight",
     "Source",
+    "Sources",
     "UpdateWeights",
     "VerifyCheckpoints",
     "parse_params",
@@ -113,6 +114,16 @@ class Engines(_Params, frozen=True):
     action: Literal["list", "add", "drain", "resume", "remove"] = "list"
     name: str | None = None
     engine: dict[str, Any] | None = None
+
+
+class Sources(_Params, frozen=True):
+    """What to do with the sources; ``name`` says with which, the others are one as a config file says it."""
+
+    action: Literal["list", "add", "remove", "restore"] = "list"
+    name: str | None = None
+    source: dict[str, Any] | None = None
+    weight: float | str | None = None
+    cap: float | str | None = None
 
 
 class Save(_Params, frozen=True):

@@ -10,7 +10,7 @@ Invariants:
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, Protocol, cast
 
@@ -30,6 +30,7 @@ from .connection import Answer, Connection
 from .desk import Handout, LeaseDesk, Waiting
 from .engine_methods import EngineControl, EngineMethods, Method
 from .requests import Request
+from .source_methods import SourceControl, SourceMethods
 from .writing import kept
 
 __all__ = ["ConsumerService", "RunControl"]
@@ -76,7 +77,7 @@ class ConsumerService:
         engines: the engines' side.
         checkpoints: named checkpoints.
         starvation: told of everybody who waits for a batch.
-        reload: reads the config again; returns what has changed in it.
+        sources: the config file, and the sources.
         changed: notified when a waiting ``get_batch`` should look again.
         status: everything that ``status`` reports.
         cause: the sentence and the facts of why no batch is formed.
@@ -95,7 +96,7 @@ class ConsumerService:
         engines: EngineControl,
         checkpoints: CheckpointControl,
         starvation: Starvation,
-        reload: Callable[[], Awaitable[list[dict[str, Any]]]],
+        sources: SourceControl,
         changed: Broadcast,
         status: Callable[[], dict[str, Any]],
         cause: Callable[[Waiting | Shortage | None], dict[str, Any]],
@@ -109,7 +110,6 @@ class ConsumerService:
         self._control = control
         self._engines = engines
         self._starvation = starvation
-        self._reload_config = reload
         self._changed = changed
         self._status = status
         self._cause = cause
@@ -121,11 +121,11 @@ class ConsumerService:
             "cancel": (m.Cancel, self._cancel),
             **EngineMethods(engines, journal).methods(),
             **CheckpointMethods(checkpoints).methods(),
+            **SourceMethods(sources, ledger).methods(),
             "status": (m.NoParams, self._report_status),
             "set_weight": (m.SetWeight, self._set_weight),
             "pause": (m.Source, self._pause),
             "resume": (m.Source, self._resume),
-            "reload": (m.NoParams, self._reload),
             "drain": (m.NoParams, self._drain),
         }
         self.connections = connections
@@ -267,9 +267,6 @@ class ConsumerService:
             self._journal.record(cast("Any", event)(source=source))
         await kept(self._journal, f"{source} is {'paused' if paused else 'resumed'}")
         return Answer({"step": self._ledger.step})
-
-    async def _reload(self, _: Connection, __: m.NoParams) -> Answer:
-        return Answer({"changes": await self._reload_config(), "step": self._ledger.step})
 
     async def _drain(self, _: Connection, __: m.NoParams) -> Answer:
         await self._control.drain()

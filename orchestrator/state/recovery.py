@@ -13,6 +13,7 @@ Invariants:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,7 @@ from orchestrator.errors import (
 )
 from orchestrator.events import CheckpointLoaded, Event, SourceFacts, SourcesChanged, decode_event
 from orchestrator.ledger import Ledger, SourceSize
+from orchestrator.source_roster import SourceRoster
 
 from .checkpoints import checkpoint_checksum, read_checkpoint, relink, verify_checkpoint
 from .salvage import cut_off, drop_damaged, set_aside
@@ -112,7 +114,12 @@ class Segments:
 
 
 def recover(
-    directory: Path, sizes: dict[str, SourceSize], nonce: str, *, allow_source_changes: bool = False
+    directory: Path,
+    sizes: dict[str, SourceSize],
+    nonce: str,
+    *,
+    at_run_time: Callable[[SourceRoster], dict[str, SourceSize]] | None = None,
+    allow_source_changes: bool = False,
 ) -> tuple[Ledger, Recovery]:
     """The ledger that ``directory`` holds. Blocks: call it in a worker thread.
 
@@ -120,6 +127,7 @@ def recover(
         directory: the state directory; its lock is held.
         sizes: the sources of the config.
         nonce: for the leases of a fresh ledger.
+        at_run_time: the sources that there should be, given what was done to those of the config at run time.
         allow_source_changes: take the sources of the config for a state of others (``orchestrator.source_changes``).
 
     Raises:
@@ -146,6 +154,8 @@ def recover(
             " from a copy"
         ) from error
     recovery.drops = drop_damaged(ledger, recovery.problems)
+    if at_run_time is not None:
+        sizes = at_run_time(ledger.roster)
     if not allow_source_changes:
         _check_sources(directory, {name: state.rows for name, state in ledger.sources.items()}, sizes)
     if (change := _source_change(ledger, sizes)) is not None:

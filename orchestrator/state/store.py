@@ -12,6 +12,7 @@ Invariants:
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ from orchestrator.buffer import Place, StoredGroup
 from orchestrator.errors import StateError
 from orchestrator.events import CheckpointLoaded, Event, Launched, LeaseAcked, encode_event
 from orchestrator.ledger import Ledger, SourceSize
+from orchestrator.source_roster import SourceRoster
 
 from .checkpoints import check_name, save_checkpoint
 from .compaction import copies, slices, sparse_frames
@@ -119,6 +121,7 @@ class StateStore:
         replan: Broadcast | None = None,
         segment_bytes: int | None = None,
         log: FilteringBoundLogger | None = None,
+        at_run_time: Callable[[SourceRoster], dict[str, SourceSize]] | None = None,
         allow_source_changes: bool = False,
     ) -> StateStore:
         """Recover the state of a directory whose lock is held.
@@ -130,13 +133,17 @@ class StateStore:
             replan: notified of the records that may change what is asked of producers.
             segment_bytes: of the log's files; ``None``: :data:`SEGMENT_BYTES`.
             log: where faults of the disk are logged; without one they are in :attr:`fault` alone.
+            at_run_time: the sources that there should be, given what was done to those of the config at run time.
             allow_source_changes: take the sources of the config for a state of others.
 
         Raises:
             ForeignState, CorruptState, StateError: see :func:`~orchestrator.state.recovery.recover`.
         """
         ledger, recovery = await anyio.to_thread.run_sync(
-            partial(recover, allow_source_changes=allow_source_changes), directory, sizes, secrets.token_hex(4)
+            partial(recover, at_run_time=at_run_time, allow_source_changes=allow_source_changes),
+            directory,
+            sizes,
+            secrets.token_hex(4),
         )
         size = SEGMENT_BYTES if segment_bytes is None else segment_bytes
         return cls(directory, ledger, recovery, changed or Broadcast(), replan or Broadcast(), size, log)
