@@ -246,6 +246,8 @@ class FakeSGLang(FakeServer):
                 event["meta_info"]["finish_reason"] = {"type": "whim"}
             case "miscounts":
                 event["meta_info"]["completion_tokens"] = sent + 1
+            case "no count":  # an end that tells of no tokens at all
+                event["meta_info"] = {"id": "x", "finish_reason": {"type": "length", "length": 8}}
             case "no log-probability":
                 event["meta_info"]["output_token_logprobs"] = [[None, 97, None]]
             case "ends early":

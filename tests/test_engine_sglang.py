@@ -196,7 +196,17 @@ async def test_a_server_that_does_not_answer_an_abort_holds_nobody_up(monkeypatc
 
 # -- faults -----------------------------------------------------------------------------------------------------------
 
-BROKEN = ["reset", "cut", "garbage", "ends early", "miscounts", "no log-probability", "other reason", "abort 503"]
+BROKEN = [
+    "reset",
+    "cut",
+    "garbage",
+    "ends early",
+    "miscounts",
+    "no count",
+    "no log-probability",
+    "other reason",
+    "abort 503",
+]
 
 
 @pytest.mark.parametrize("fault", BROKEN)

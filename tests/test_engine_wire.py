@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -68,6 +69,15 @@ async def test_a_proper_stream_is_understood(wire: Wire) -> None:
         assert server.count(wire.path) == 1
     assert_kept(wire, got)
     assert (end.reason, end.text_complete) == ("stop", True)
+
+
+async def test_bytes_that_are_no_utf_8_spoil_an_event_wherever_they_are(wire: Wire) -> None:
+    """Also in a key that nobody would read: it may have been one that somebody reads."""
+    last = json.dumps(wire.events_of(ABC)[-1]).encode()
+    spoilt = b'{"choi\x80es": [], ' + last[1:]
+    async with engine_on(wire, stream([*begun(wire), spoilt, b"[DONE]"])) as (engine, _):
+        error = await failure_of(wire, engine, Got())
+    assert isinstance(error, EngineUnavailable)
 
 
 # -- answers ----------------------------------------------------------------------------------------------------------

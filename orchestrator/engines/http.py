@@ -172,7 +172,7 @@ class EngineHttp:
         """
         text = await self.ask_raw(path, body, deadline_s=deadline_s)
         try:
-            return msgspec.json.decode(text, type=into)
+            return msgspec.json.decode(str(text, "utf-8"), type=into)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise self.wrong(path, error) from error
 
@@ -215,7 +215,7 @@ class EngineHttp:
             if line == b"[DONE]":
                 return
             try:
-                event = decoder.decode(line)
+                event = decoder.decode(str(line, "utf-8"))  # strictly: msgspec passes over keys that it does not know
             except (msgspec.MsgspecError, UnicodeDecodeError) as error:
                 raise self.wrong(path, error) from error
             yield event

@@ -64,7 +64,10 @@ class Received:
             ValueError: the server's count fits neither a repetition nor a continuation.
         """
         entries, total = meta.output_token_logprobs, meta.completion_tokens
-        if total is None or (not entries and meta.finish_reason is not None and meta.finish_reason.type == "abort"):
+        is_abort = meta.finish_reason is not None and meta.finish_reason.type == "abort"
+        if total is None and meta.finish_reason is not None and not is_abort:
+            raise ValueError("its last event does not count the tokens")
+        if total is None or (not entries and is_abort):
             total = self.tokens  # an abort while it waited: nothing was added
         if self.tokens + len(entries) == total:
             new: list[tuple[float, int, str | None]] = list(entries)
