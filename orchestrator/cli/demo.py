@@ -109,7 +109,7 @@ def _write_config(path: Path, folder: Path, batches: int) -> dict[str, Any]:
     """Write the config with a folder and a number of batches of its own; returns what the trainer needs."""
     from orchestrator.config import load_config
 
-    data = load_config(path).model_dump(mode="json", exclude_unset=True)
+    data = load_config(path).model_dump(mode="json", exclude_unset=True, warnings=False)
     data["run"]["state_dir"] = str(folder / "state")
     data["consumer"]["socket"] = str(folder / "socket")
     data["logging"]["file"] = str(folder / "daemon.jsonl")
