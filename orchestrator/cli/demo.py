@@ -109,7 +109,8 @@ def _write_config(path: Path, folder: Path, batches: int) -> dict[str, Any]:
     """Write the config with a folder and a number of batches of its own; returns what the trainer needs."""
     from orchestrator.config import load_config
 
-    data = load_config(path).model_dump(mode="json", exclude_unset=True, warnings=False)
+    config = load_config(path)
+    data = config.model_dump(mode="json", exclude_unset=True, warnings=False)
     data["run"]["state_dir"] = str(folder / "state")
     data["consumer"]["socket"] = str(folder / "socket")
     data["logging"]["file"] = str(folder / "daemon.jsonl")
@@ -118,9 +119,9 @@ def _write_config(path: Path, folder: Path, batches: int) -> dict[str, Any]:
     (folder / "config.yaml").write_text(json.dumps(data, indent=1))
     return {
         "socket": folder / "socket",
-        "sources": [source["name"] for source in data["data_sources"]],
+        "sources": list(config.source_names),
         "batches": batches,
-        "batch_size": data["rollout"]["rollout_batch_size"],
+        "batch_size": config.rollout.rollout_batch_size,
     }
 
 
