@@ -1,0 +1,295 @@
+"""Producers that work to the plan, against fixed equal buffers and buffers in proportion to the weights.
+
+Everything is the real thing (producers, engine pool, scripted engine, mixer, ledger) on a clock that jumps, but for
+what a producer is asked for: by the plan, the counts of the coming batches; by equal buffers, the same part of the
+buffer for each source, whatever its weight; by proportional buffers, its current share of the buffer. All three may
+hold the same number of groups, and what the next batch lacks may be launched in all of them.
+
+The curriculum crosses over again and again, from a source whose responses are short to one whose responses are long,
+and of which a filter drops half. The trainer sets a policy version after each step, and what is older than
+``MAX_STALENESS`` versions is dropped. Counted are the trainer's waiting, and the groups that were generated for
+nothing: dropped as stale, or left over when the run ended. What a filter drops is no waste of theirs.
+
+    python -m tests.plan_comparison --steps 200
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import anyio
+import structlog
+
+from orchestrator.broadcast import Broadcast
+from orchestrator.buffer import StoredGroup
+from orchestrator.engines import EnginePool, SamplingParams
+from orchestrator.engines.scripted import ScriptedEngine
+from orchestrator.events import Event, Launched, LeaseAcked, VersionSet
+from orchestrator.filters import Verdict
+from orchestrator.group_run import GroupRunner, GroupSettings
+from orchestrator.leases import LeasedBatch
+from orchestrator.ledger import Ledger, SourceSize
+from orchestrator.mixer import Demand, Mixer
+from orchestrator.producer import Producer
+from orchestrator.records import Prompt, Sample
+from orchestrator.rewards import RewardResult, RewardStatistics
+from orchestrator.scoring import Scorer
+from orchestrator.staleness import STALE
+from orchestrator.weights import WeightTable, parse_weight
+
+from .builders import MemoryJournal
+from .engine_pools import running_pool
+from .engine_time import JUMPING
+
+BATCH_SIZE: Final = 16
+N_SAMPLES: Final = 2
+LOOKAHEAD: Final = 3
+MAX_STALENESS: Final = 3
+ROWS: Final = 500
+
+PERIOD: Final = 10
+CROSSING: Final = 2
+"""Batches from one crossing to the next, and that one takes: 95 % easy becomes 95 % hard in two batches."""
+
+IN_FLIGHT: Final = 64
+"""Requests that the engine takes at a time: the samples of two batches, so that what is produced for nothing takes the
+place of something that is needed."""
+
+TRAIN_S: Final = 5.0
+"""Of a step. The engine needs 0.7 s for a batch of easy groups and 4 s for one of hard ones, of which half are dropped
+and which take up to 8 s each: the trainer need not wait if somebody begins with them early enough."""
+
+LONGEST: Final = {"easy": 150, "hard": 800}
+DROPPED: Final = {"easy": 0.0, "hard": 0.5}
+
+Ask = Callable[[Mixer, Ledger, str], Demand]
+
+
+def by_plan(mixer: Mixer, ledger: Ledger, source: str) -> Demand:
+    """What the daemon does."""
+    return mixer.demand(source)
+
+
+def _buffer(share: float, mixer: Mixer, source: str) -> Demand:
+    size = round(share * LOOKAHEAD * BATCH_SIZE)
+    return Demand(wanted=size, next_count=mixer.demand(source).next_count, bound=4 * LOOKAHEAD * BATCH_SIZE)
+
+
+def by_equal_buffers(mixer: Mixer, ledger: Ledger, source: str) -> Demand:
+    """The same number of groups of each source."""
+    return _buffer(1 / len(ledger.sources), mixer, source)
+
+
+def by_proportional_buffers(mixer: Mixer, ledger: Ledger, source: str) -> Demand:
+    """As many groups as the source's weight at this step says."""
+    return _buffer(mixer.table.at(ledger.step).shares[source], mixer, source)
+
+
+WAYS: Final[Mapping[str, Ask]] = {
+    "plan": by_plan,
+    "equal buffers": by_equal_buffers,
+    "proportional buffers": by_proportional_buffers,
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of one run: seconds that the trainer waited and that all took, groups by what became of them."""
+
+    waited_s: float
+    took_s: float
+    trained: int
+    stale: int
+    left_over: int
+
+    @property
+    def wasted(self) -> int:
+        """Groups generated for nothing."""
+        return self.stale + self.left_over
+
+
+class _Journal(MemoryJournal):
+    """Notifies as the state store does."""
+
+    def __init__(self, ledger: Ledger, changed: Broadcast, replan: Broadcast) -> None:
+        super().__init__(ledger)
+        self._changed, self._replan = changed, replan
+
+    def record(self, event: Event) -> None:
+        super().record(event)
+        self._changed.notify()
+        if not isinstance(event, Launched | LeaseAcked):
+            self._replan.notify()
+
+    def store_group(self, frame: bytes) -> StoredGroup:
+        group = super().store_group(frame)
+        self._changed.notify()
+        return group
+
+
+@dataclass(frozen=True)
+class _Prompts:
+    """Numbered prompts, in order."""
+
+    name: str
+    epochs: int | None = None
+
+    def __len__(self) -> int:
+        return ROWS
+
+    def row_at(self, epoch: int, position: int) -> int:
+        return position
+
+    async def read(self, prompt_index: int, epoch: int) -> Prompt:
+        return Prompt(self.name, prompt_index, epoch, None, tokens=list(f"{self.name} {prompt_index}".encode()))
+
+    async def aclose(self) -> None:
+        return
+
+
+class _Reward:
+    """Any number will do."""
+
+    is_whole_group = False
+
+    async def score(self, samples: Sequence[Sample], prompt: Prompt) -> list[RewardResult]:
+        return [RewardResult(1.0) for _ in samples]
+
+    def statistics(self) -> RewardStatistics:
+        return RewardStatistics()
+
+    async def aclose(self) -> None:
+        return
+
+
+class _Run:
+    """One way of asking, from the first step to the last."""
+
+    def __init__(self, ask: Ask, steps: int, seed: int) -> None:
+        self.steps, self.seed = steps, seed
+        rising = f"min(max((step % {2 * PERIOD} - {PERIOD}) / {CROSSING}, 0.0), 1.0)"
+        weights = {"easy": f"lambda step: 0.95 - 0.9 * {rising}", "hard": f"lambda step: 0.05 + 0.9 * {rising}"}
+        self.ledger = Ledger({name: SourceSize(ROWS) for name in weights}, nonce="n")
+        self.changed, self.replan = Broadcast(), Broadcast()
+        self.journal = _Journal(self.ledger, self.changed, self.replan)
+        self.mixer = Mixer(
+            ledger=self.ledger,
+            journal=self.journal,
+            table=WeightTable(list(weights), [parse_weight(weight) for weight in weights.values()]),
+            batch_size=BATCH_SIZE,
+            lookahead=LOOKAHEAD,
+            max_staleness=MAX_STALENESS,
+            num_rollout=steps,
+            outstanding_bound=4 * LOOKAHEAD * BATCH_SIZE,
+            buffer_bounds={},
+        )
+        self.ask = ask
+        self.waited_s = 0.0
+
+    def _version(self) -> int:
+        return self.ledger.policy_version
+
+    def producer(self, source: str, pool: EnginePool) -> Producer:
+        def verdict(samples: Sequence[Sample]) -> Verdict:
+            flights = self.ledger.source(source).in_flight.values()
+            prompt = next(flight.prompt for flight in flights if flight.first_sample == samples[0].index)
+            draw = random.Random(f"{self.seed}/{source}/{prompt}").random()  # the same prompts, whoever asks
+            return Verdict(False, "zero_std") if draw < DROPPED[source] else Verdict(True)
+
+        log = structlog.get_logger()
+        runner = GroupRunner(
+            prompts=_Prompts(source),
+            pool=pool,
+            scorer=Scorer(_Reward()),
+            verdict=verdict,
+            journal=self.journal,
+            policy_version=self._version,
+            settings=GroupSettings(
+                sampling=SamplingParams(max_new_tokens=LONGEST[source]),
+                sampling_header={},
+                max_staleness=MAX_STALENESS,
+            ),
+            log=log,
+        )
+        return Producer(
+            state=self.ledger.source(source),
+            ledger=self.ledger,
+            journal=self.journal,
+            prompts=_Prompts(source),
+            runner=runner,
+            demand=lambda: self.ask(self.mixer, self.ledger, source),
+            replan=self.replan,
+            n_samples=N_SAMPLES,
+            may_launch=lambda: True,
+            log=log,
+        )
+
+    async def train(self) -> Outcome:
+        """The trainer: takes a batch, works on it, sets the next policy version."""
+        engine = ScriptedEngine(name="e", max_in_flight=IN_FLIGHT, seed=self.seed, length=(20, 800), chunk=400)
+        async with running_pool(engine, policy_version=self._version) as pool, anyio.create_task_group() as tasks:
+            for source in self.ledger.sources:
+                tasks.start_soon(self.producer(source, pool).run)
+            begin = anyio.current_time()
+            for step in range(self.steps):
+                batch = await self._next()
+                await anyio.sleep(TRAIN_S)
+                self.journal.record(LeaseAcked(batch.step, 0))
+                self.journal.record(VersionSet(step + 1))
+            took_s = anyio.current_time() - begin
+            tasks.cancel_scope.cancel()
+        states = self.ledger.sources.values()
+        return Outcome(
+            waited_s=self.waited_s,
+            took_s=took_s,
+            trained=sum(state.handed_out for state in states),
+            stale=sum(state.dropped[STALE].groups for state in states if STALE in state.dropped),
+            left_over=sum(state.outstanding for state in states),
+        )
+
+    async def _next(self) -> LeasedBatch:
+        begin = anyio.current_time()
+        while True:
+            changed = self.changed.next()
+            formed = self.mixer.form(1)
+            if isinstance(formed, LeasedBatch):
+                self.waited_s += anyio.current_time() - begin
+                return formed
+            await changed.wait()
+
+
+def compare(steps: int, seed: int) -> dict[str, Outcome]:
+    """The three ways on the same curriculum, one after the other."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    try:
+        return {
+            name: anyio.run(_Run(ask, steps, seed).train, backend="asyncio", backend_options=dict[str, Any](JUMPING))
+            for name, ask in WAYS.items()
+        }
+    finally:
+        structlog.reset_defaults()
+
+
+def main() -> None:
+    """Print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--steps", type=int, default=200, help="batches of the curriculum (default: 200)")
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    print(f"{options.steps} batches of {BATCH_SIZE} groups; {LOOKAHEAD * BATCH_SIZE} groups buffered in each way\n")
+    print(f"{'':22}{'trainer waits':>15}{'of the time':>13}{'wasted groups':>15}{'stale':>8}{'left over':>11}")
+    for name, outcome in compare(options.steps, options.seed).items():
+        share = 100 * outcome.waited_s / outcome.took_s
+        print(
+            f"{name:22}{outcome.waited_s:>13.0f} s{share:>11.1f} %{outcome.wasted:>15}"
+            f"{outcome.stale:>8}{outcome.left_over:>11}"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,25 @@
+"""A sample of ``scripts/compare-plans``: working to the plan beats buffers of fixed size and in proportion."""
+
+from __future__ import annotations
+
+import pytest
+
+from .plan_comparison import BATCH_SIZE, compare
+
+STEPS = 30
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_the_plan_spares_waiting_and_waste(seed: int) -> None:
+    """On a curriculum that crosses over; the same number of groups buffered in each way."""
+    outcomes = compare(STEPS, seed)
+    assert {outcome.trained for outcome in outcomes.values()} == {STEPS * BATCH_SIZE}
+    plan = outcomes.pop("plan")
+    for name, other in outcomes.items():
+        assert plan.waited_s < other.waited_s, name
+        assert plan.wasted < other.wasted / 2, name
+        assert plan.stale <= other.stale, name
+
+
+def test_a_comparison_can_be_had_again() -> None:
+    assert compare(4, 3) == compare(4, 3)
