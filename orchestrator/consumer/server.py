@@ -35,6 +35,9 @@ __all__ = ["ConsumerServer", "Service"]
 ACCEPT_RETRY_S: Final = 0.5
 """Until the next try after the system had no descriptor or memory for a connection; its peer waits meanwhile."""
 
+EVICTION_PAUSE_S: Final = 0.002
+"""After a connection was closed for another: who connects again and again gets a part of the loop's time, not all."""
+
 MAX_LEAVING: Final = 64
 """Connections that are being told why they are closed, for a second at most each."""
 
@@ -121,7 +124,7 @@ class ConsumerServer:
         peer = door.peer_of(sock)
         try:
             door.check_user(peer, self._allow_uids)
-            if len(self._served) >= self._max_connections and not self._make_room():
+            if (is_full := len(self._served) >= self._max_connections) and not self._make_room():
                 raise door.refused(self._max_connections)
         except OrchestratorError as error:
             kind = "not allowed" if isinstance(error, NotAllowed) else "refused"
@@ -143,6 +146,8 @@ class ConsumerServer:
         self._served[connection.holder.connection] = connection
         self._service.opened(connection)
         tasks.start_soon(self._serve, connection)
+        if is_full:
+            await anyio.sleep(EVICTION_PAUSE_S)
 
     def _make_room(self) -> bool:
         """Close the connection that can be spared best, if one can; whether there is room now."""
