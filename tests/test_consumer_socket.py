@@ -7,6 +7,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -180,25 +181,19 @@ except orchestrator.errors.OrchestratorError as error:
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root, to be somebody else")
-def test_another_user_comes_in_only_where_the_config_says_so(tmp_path: Path) -> None:
-    def as_nobody() -> str:
-        command = [sys.executable, "-c", OTHER_USER, str(process.socket)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=40, check=False).stdout
+def test_another_user_comes_in_only_where_the_config_says_so() -> None:
+    def answer_to_nobody(folder: Path, **consumer: Any) -> str:
+        with daemon(write_config(folder, consumer=consumer)) as process:
+            process.connect().close()
+            command = [sys.executable, "-c", OTHER_USER, str(process.socket)]
+            return subprocess.run(command, capture_output=True, text=True, timeout=40, check=False).stdout
 
-    for folder in (tmp_path, *tmp_path.parents):
-        if folder.owner() == "root" and folder not in (Path("/"), Path("/tmp")):
-            folder.chmod(folder.stat().st_mode | 0o011)
-    with daemon(write_config(tmp_path)) as process:
-        process.connect().close()
-        assert "Permission denied" in as_nobody()
-        process.stop()
-    with daemon(write_config(tmp_path, consumer={"allow_uids": [0, NOBODY]})) as process:
-        process.connect().close()
-        assert as_nobody() == "0\n"
-        process.stop()
-    with daemon(write_config(tmp_path, consumer={"allow_uids": [0, 12345]})) as process:
-        process.connect().close()
-        assert as_nobody().startswith(f"NotAllowed user id {NOBODY} may not")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o711)
+        assert "Permission denied" in answer_to_nobody(folder)
+        assert answer_to_nobody(folder, allow_uids=[0, NOBODY]) == "0\n"
+        assert answer_to_nobody(folder, allow_uids=[0, 12345]).startswith(f"NotAllowed user id {NOBODY} may not")
 
 
 # -- the bound on connections ------------------------------------------------------------------------------------------
