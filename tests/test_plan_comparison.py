@@ -6,7 +6,7 @@ import pytest
 
 from .plan_comparison import BATCH_SIZE, compare
 
-STEPS = 30
+STEPS = 60
 
 
 @pytest.mark.parametrize("seed", [1, 2])
