@@ -66,6 +66,8 @@ class Status(Enum):
     PENDING = "pending"
     ABORTED = "aborted"
     COMPLETED = "completed"
+    TRUNCATED = "truncated"
+    FAILED = "failed"
 
 @dataclass
 class Sample:
