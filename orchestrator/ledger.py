@@ -80,8 +80,13 @@ class Journal(Protocol):
         """A group in flight gained a partial frame."""
         ...
 
-    async def written(self) -> None:
-        """Return when everything recorded so far is written (it then survives the end of this process)."""
+    @property
+    def mark(self) -> int:
+        """Rises with every record."""
+        ...
+
+    async def written(self, mark: int | None = None) -> None:
+        """Return when everything recorded so far, or up to ``mark``, is written: it then survives this process."""
         ...
 
 

@@ -77,7 +77,11 @@ class MemoryJournal:
         self.ledger.put_partial(frame, self._place(frame))
         self.records.append(("partial", frame))
 
-    async def written(self) -> None:
+    @property
+    def mark(self) -> int:
+        return len(self.records)
+
+    async def written(self, mark: int | None = None) -> None:
         return
 
     def frame_at(self, place: Place) -> memoryview:

@@ -61,6 +61,10 @@ GROWTH: Final = 1.1
 GENERATIONS: Final = ("/generate", "/v1/completions")
 
 
+ENOUGH_CONNECTIONS: Final = 2000
+"""Each kind of fault strikes one connection in a hundred or so: among this many one that is missing is no chance."""
+
+
 class Battlefield:
     """The fakes, behind their proxies: one spoils everything, the others generations alone."""
 
@@ -87,9 +91,11 @@ class Battlefield:
         return sum((Counter(self.farm.order(server.name, "counts")) for server in self.servers), Counter[str]())
 
     def check(self) -> Counter[str]:
-        """All kinds of faults were really done."""
+        """Faults were really done: all kinds of them where there were connections enough, most of them otherwise."""
         counts = self.counts()
-        must(all(counts[kind] for kind in KINDS), f"a fault never happened: {counts}")
+        missing = [kind for kind in KINDS if not counts[kind]]
+        allowed = 0 if counts["connections"] >= ENOUGH_CONNECTIONS else len(KINDS) // 3
+        must(len(missing) <= allowed, f"{', '.join(missing)} never happened: {counts}")
         return counts
 
 

@@ -110,6 +110,7 @@ class ConsumerService:
         self._control = control
         self._engines = engines
         self._starvation = starvation
+        self._marks: dict[int, int] = {}  # step → up to where the log has to be written before its batch is sent
         self._changed = changed
         self._status = status
         self._cause = cause
@@ -191,7 +192,7 @@ class ConsumerService:
         deadline = anyio.current_time() + limit
         while True:
             changed = self._changed.next()
-            got = self._desk.claim(connection.holder, params.rank, params.world_size)
+            got = self._claim(connection, params)
             if isinstance(got, Handout):
                 return await self._hand_out(got, limit, deadline)
             if isinstance(got, Finished):
@@ -204,12 +205,24 @@ class ConsumerService:
             if waiting.cancelled_caught:
                 raise self._timeout(limit, got)
 
+    def _claim(self, connection: Connection, params: m.GetBatch) -> Handout | Waiting | Shortage | Finished:
+        """What this rank gets now; batches that change by it are handed out once that is written."""
+        before = self._journal.mark
+        try:
+            return self._desk.claim(connection.holder, params.rank, params.world_size)
+        finally:
+            if self._journal.mark != before:
+                self._marks = dict.fromkeys(self._ledger.leases.batches, self._journal.mark)
+
     async def _hand_out(self, handout: Handout, limit: float, deadline: float) -> Answer:
-        """The answer, once the lease is written; the share is free again if that takes too long."""
+        """The answer, once the lease is written; the share is free again if that takes too long.
+
+        A batch that was written before this process began comes from a full disk too.
+        """
         patience = max(deadline, anyio.current_time() + WRITE_PATIENCE_S)
         try:
             with anyio.CancelScope(deadline=patience) as writing:
-                await self._journal.written()
+                await self._journal.written(self._marks.get(handout.batch.step, 0))
         except BaseException:
             self._desk.release(handout)
             raise

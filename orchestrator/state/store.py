@@ -175,9 +175,14 @@ class StateStore:
         place = self._append(RecordKind.PARTIAL, frame)
         self.ledger.put_partial(frame, place)
 
-    async def written(self) -> None:
-        """Return when everything recorded so far survives the end of this process."""
-        await self._writer.written()
+    @property
+    def mark(self) -> int:
+        """Rises with every record."""
+        return self._writer.sequence
+
+    async def written(self, mark: int | None = None) -> None:
+        """Return when everything recorded so far, or up to ``mark``, survives the end of this process."""
+        await self._writer.written(mark)
 
     def _append(self, kind: RecordKind, body: bytes, prefix: bytes | None = None) -> Place:
         place = self._writer.append(kind, body, prefix)
