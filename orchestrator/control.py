@@ -91,7 +91,11 @@ class Control:
 
     # -- weights -------------------------------------------------------------------------------------------------------
 
-    def set_weight(self, source: str, weight: float | str | None) -> None:
+    def audit(self, what: str, by: str) -> None:
+        """Say in the log what was done to the run, and by whom."""
+        self._log.info(f"{what} from step {self._ledger.step} on, by {by}")
+
+    def set_weight(self, source: str, weight: float | str | None, *, by: str) -> None:
         """Put a weight in force from the next batch that forms, and record it; ``None``: back to the file.
 
         Raises:
@@ -99,6 +103,7 @@ class Control:
             ExpressionError, DottedPathError, WeightError: the weight cannot be used.
         """
         self._ledger.source(source)
+        before = self._table.weight(source).text
         if weight is None:
             self._table.set(source, None)
         else:
@@ -107,6 +112,8 @@ class Control:
             self._table.set(source, parsed)
         self._journal.record(WeightSet(source, weight, self._file_weights[source]))
         self._changed.notify()
+        now = self._table.weight(source).text
+        self.audit(f"the weight of {source} is {now}{' (of the file)' if weight is None else ''}, was {before}", by)
 
     def restore_weights(self) -> None:
         """Put the weights that the ledger has from run time in force, unless the file has changed that weight since."""

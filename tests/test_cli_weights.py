@@ -13,6 +13,8 @@ import pytest
 from orchestrator.cli import main
 from orchestrator.cli.exit_codes import BAD_CONFIG, FAILED, OK, USAGE
 
+from .daemon_process import daemon, write_config
+
 ROOT = Path(__file__).parent.parent
 CURRICULUM = str(ROOT / "config/curriculum.yaml")
 BATCH = 16
@@ -62,6 +64,29 @@ def test_a_broken_weight_is_a_bad_config(tmp_path: Path, capsys: pytest.CaptureF
 @pytest.mark.parametrize("arguments", [[], ["--steps", "0"], ["--steps", "x"], ["--steps", "1", "--start", "-1"]])
 def test_usage(arguments: list[str]) -> None:
     assert main(["weights", CURRICULUM, *arguments]) == USAGE
+
+
+def test_what_is_in_force_in_a_daemon_and_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = write_config(tmp_path, data_source_weights=["orchestrator.adaptive_weights.learnability", 0.4])
+    with daemon(config) as process:
+        with process.connect(client="an operator") as client:
+            client.ack(client.get_batch(timeout_s=30).lease)
+            client.set_weight("hard", "lambda step: 2")
+            client.pause("easy")
+        assert main(["weights", "--socket", str(process.socket), "--json"]) == OK
+        easy, hard = map(json.loads, capsys.readouterr().out.splitlines())
+        assert (easy["kind"], easy["share"]) == ("adaptive", 0.0)
+        assert "pass rate" in easy["why"]
+        assert easy["why"].endswith("paused: it takes no part")
+        assert (hard["text"], hard["value"], hard["share"]) == ("lambda step: 2", 2.0, 1.0)
+        assert hard["why"] == "set at run time; the config file says 0.4"
+        assert main(["weights", "--socket", str(process.socket)]) == OK
+        assert "weights from step 1 on" in capsys.readouterr().out
+        audit = [line["message"] for line in process.log if "an operator" in line["message"]]
+        assert [text.partition(" (pid ")[0] for text in audit] == [
+            "the weight of hard is lambda step: 2, was 0.4 from step 1 on, by an operator",
+            "easy is paused from step 1 on, by an operator",
+        ]
 
 
 # -- pictures ---------------------------------------------------------------------------------------------------------

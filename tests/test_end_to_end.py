@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -307,8 +308,13 @@ def test_one_source_without_answers_does_not_stop_the_other(tmp_path: Path) -> N
         assert client.get_batch(timeout_s=30).counts == {"easy": 4, "hard": 0}
 
 
+STATISTICS = {"mean": statistics.fmean, "median": statistics.median, "max": max, "min": min}
+
+
 def test_log_lines_carry_the_metrics_of_each_step(tmp_path: Path) -> None:
-    with daemon(write_config(tmp_path)) as process:
+    """Every metric name of the format, with the right value: lengths and rewards that differ."""
+    engine = {"kind": "scripted", "time_scale": 0.0, "length": [1, 8], "echo_rate": 0.5}
+    with daemon(write_config(tmp_path, engines=[engine])) as process:
         with process.connect() as client:
             batches = {}
             for _ in range(3):
@@ -321,6 +327,7 @@ def test_log_lines_carry_the_metrics_of_each_step(tmp_path: Path) -> None:
                 for name in ("easy", "hard")
             }
             lengths = {key: [len(s.response_tokens) for s in samples] for key, samples in expected.items()}
+            rewards = {key: [s.reward for s in samples] for key, samples in expected.items()}
         assert process.stop() == 0
         lines = [line for line in process.log if "rollout" in line]
     per_source = {(li["rollout"]["step"], li["source"]["name"]): li["rollout"] for li in lines if "source" in li}
@@ -331,6 +338,10 @@ def test_log_lines_carry_the_metrics_of_each_step(tmp_path: Path) -> None:
         assert line["response_len"]["mean"] == pytest.approx(sum(values) / max(1, len(values)))
         assert slashed[step][f"rollout/{name}/sample_count"] == len(values)
         assert slashed[step][f"rollout/{name}/weight"] == pytest.approx({"easy": 0.7, "hard": 0.3}[name])
+        for metric, numbers in (("response_len", values), ("raw_reward", rewards[step, name])):
+            for statistic, function in STATISTICS.items():
+                found = (slashed[step][f"rollout/{name}/{metric}/{statistic}"], line[metric][statistic])
+                assert found == pytest.approx((function(numbers),) * 2), (step, name, metric, statistic)
 
 
 def test_restarting_many_times_is_harmless(tmp_path: Path) -> None:

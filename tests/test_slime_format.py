@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import math
 from argparse import Namespace
 from collections.abc import Callable
@@ -91,6 +92,26 @@ def test_a_block_has_the_weights_it_promises(block: str, tmp_path: Path, monkeyp
             share = promised[int(tags["data_source"][1:])](step) / total
             assert tags["data_source_rollout_step"] == step
             assert tags["data_source_weight"] == pytest.approx(share, rel=1e-12)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_the_daemon_reads_the_same_weights(
+    block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, promised = BLOCKS[block]
+    text = text.replace("path.to.your.module", "examples.curriculum_learning.weight_scheduler")
+    names = [f"s{i}" for i in range(len(promised))]
+    files = [write_prompts(tmp_path / f"{name}.jsonl", 3) for name in names]
+    config = f"prompt_data: {files}\nprompt_data_source_names: {names}\nlabel_key: answer\ninput_key: input\n"
+    (tmp_path / "run.yaml").write_text(config + "engines: [{kind: scripted}]\n" + text)
+    monkeypatch.chdir(ROOT)
+    assert main(["weights", str(tmp_path / "run.yaml"), "--steps", "601", "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(rows) == 601
+    for row in rows:
+        total = math.fsum(share(row["step"]) for share in promised)
+        shares = {name: share(row["step"]) / total for name, share in zip(names, promised, strict=True)}
+        assert row["weights"] == pytest.approx(shares, rel=1e-12)
 
 
 def test_a_curriculum_goes_from_easy_to_hard(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""``orchestrator weights``: the curriculum that a config describes, step by step, before anything runs.
+"""``orchestrator weights``: the curriculum that a config describes, step by step; or what is in force in a daemon.
 
 Invariants:
 
@@ -8,6 +8,7 @@ Invariants:
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,9 +17,12 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from .check import write_out
-from .exit_codes import OK
+from .exit_codes import OK, USAGE
+from .live import CONNECT_TIMEOUT_S, Socket
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from orchestrator.plan import PlannedBatch
 
 __all__ = ["weights"]
@@ -28,29 +32,37 @@ MAX_STEPS = 100_000
 
 
 def weights(
-    config: Path,
+    config: Path | None = None,
     /,
     *,
-    steps: Annotated[int, Parameter(validator=Number(gte=1, lte=MAX_STEPS))],
+    steps: Annotated[int | None, Parameter(validator=Number(gte=1, lte=MAX_STEPS))] = None,
     start: Annotated[int, Parameter(validator=Number(gte=0, lte=MAX_STEPS))] = 0,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
     plot: Path | None = None,
+    socket: Socket = None,
 ) -> int:
-    """Show each source's share and its number of groups for the coming steps.
+    """Show each source's share and its number of groups for the coming steps; without a config, the weights in force.
 
     Parameters
     ----------
     config
-        The YAML file.
+        The YAML file; without one a running daemon says which weights are in force, and why.
     steps
-        How many steps.
+        How many steps; needed with a config.
     start
         The first step shown.
     as_json
         One JSON object a line instead of a table.
     plot
         Also draw them into this PNG file; needs matplotlib (the extra `plot`).
+    socket
+        The daemon's socket.
     """
+    if config is None:
+        return _in_force(socket, as_json=as_json)
+    if steps is None:
+        print("orchestrator weights CONFIG needs --steps N", file=sys.stderr)
+        return USAGE
     names, batches = _batches(config, start, steps)
     if plot is not None:
         from .plot import draw_weights
@@ -83,6 +95,31 @@ def _batches(config: Path, start: int, steps: int) -> tuple[Sequence[str], Seque
     return loaded.config.source_names, plan_from_start(loaded.config, table, start + steps)[start:]
 
 
+def _in_force(socket: Path | None, *, as_json: bool) -> int:
+    """What a running daemon mixes, and why."""
+    from orchestrator.client import RolloutClient
+
+    with RolloutClient(socket, connect_timeout_s=CONNECT_TIMEOUT_S, client="orchestrator weights") as client:
+        status = client.status()
+    if as_json:
+        import orjson
+
+        lines = [{"source": name, **source["weight"]} for name, source in status["sources"].items()]
+        write_out("".join(orjson.dumps(line).decode() + "\n" for line in lines))
+        return OK
+    from rich.table import Table
+
+    table = Table(title=f"weights from step {status['step']} on", title_justify="left")
+    for column in ("source", "share", "weight", "written as", "why"):
+        table.add_column(column, justify="right" if column in ("share", "weight") else "left")
+    for name, source in status["sources"].items():
+        weight = source["weight"]
+        figures = ["–" if weight[key] is None else f"{weight[key]:.3f}" for key in ("share", "value")]
+        table.add_row(name, *figures, weight["text"], weight["why"])
+    write_out(_rendered(table))
+    return OK
+
+
 def _json_lines(batches: Sequence[PlannedBatch]) -> str:
     import orjson
 
@@ -91,7 +128,6 @@ def _json_lines(batches: Sequence[PlannedBatch]) -> str:
 
 
 def _table(batches: Sequence[PlannedBatch], names: Sequence[str]) -> str:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table()
@@ -102,6 +138,12 @@ def _table(batches: Sequence[PlannedBatch], names: Sequence[str]) -> str:
     for batch in batches:
         cells = [(f"{batch.shares[name]:.3f}", str(batch.counts[name])) for name in names]
         table.add_row(str(batch.step), *(cell for pair in cells for cell in pair))
+    return _rendered(table)
+
+
+def _rendered(table: Table) -> str:
+    from rich.console import Console
+
     console = Console()
     with console.capture() as capture:  # rich would end the process itself on a closed pipe
         console.print(table)

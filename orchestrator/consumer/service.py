@@ -59,8 +59,12 @@ class RunControl(Protocol):
         """Stop launching, park what is in flight, snapshot."""
         ...
 
-    def set_weight(self, source: str, weight: float | str | None) -> None:
+    def set_weight(self, source: str, weight: float | str | None, *, by: str) -> None:
         """Put a weight in force, and record it."""
+        ...
+
+    def audit(self, what: str, by: str) -> None:
+        """Say in the log what was done to the run, and by whom."""
         ...
 
 
@@ -263,24 +267,30 @@ class ConsumerService:
             await self._journal.written()
         return Answer(self._status())
 
-    async def _set_weight(self, _: Connection, params: m.SetWeight) -> Answer:
-        self._control.set_weight(params.source, params.weight)
+    async def _set_weight(self, connection: Connection, params: m.SetWeight) -> Answer:
+        self._control.set_weight(params.source, params.weight, by=_who(connection))
         await kept(self._journal, f"the weight of {params.source} is set")
         return Answer({"step": self._ledger.step})
 
-    async def _pause(self, _: Connection, params: m.Source) -> Answer:
-        return await self._set_paused(params.source, paused=True)
+    async def _pause(self, connection: Connection, params: m.Source) -> Answer:
+        return await self._set_paused(connection, params.source, paused=True)
 
-    async def _resume(self, _: Connection, params: m.Source) -> Answer:
-        return await self._set_paused(params.source, paused=False)
+    async def _resume(self, connection: Connection, params: m.Source) -> Answer:
+        return await self._set_paused(connection, params.source, paused=False)
 
-    async def _set_paused(self, source: str, *, paused: bool) -> Answer:
+    async def _set_paused(self, connection: Connection, source: str, *, paused: bool) -> Answer:
         if self._ledger.source(source).paused != paused:
             event = SourcePaused if paused else SourceResumed
             self._journal.record(cast("Any", event)(source=source))
+            self._control.audit(f"{source} {'is paused' if paused else 'takes part again'}", _who(connection))
         await kept(self._journal, f"{source} is {'paused' if paused else 'resumed'}")
         return Answer({"step": self._ledger.step})
 
     async def _drain(self, _: Connection, __: m.NoParams) -> Answer:
         await self._control.drain()
         return Answer({"step": self._ledger.step})
+
+
+def _who(connection: Connection) -> str:
+    """Whose doing something is, for the log."""
+    return f"{connection.client or 'a client'} (pid {connection.holder.pid})"

@@ -20,6 +20,8 @@ from orchestrator.mixer import Finished, Mixer, Shortage
 from orchestrator.producer import ProducerStatistics
 from orchestrator.rewards import RewardStatistics
 
+from .weights import weight_in_force
+
 __all__ = ["RunFacts", "build_status"]
 
 
@@ -73,9 +75,8 @@ def build_status(facts: RunFacts, explain: Callable[[Shortage | None], dict[str,
 
 def _source(facts: RunFacts, state: SourceState, leased: int) -> dict[str, Any]:
     demand = facts.mixer.demand(state.name)
-    weight = facts.mixer.table.weight(state.name)
     return {
-        "weight": {"text": weight.text, "kind": weight.kind, "set_at_run_time": state.weight_override is not None},
+        "weight": weight_in_force(facts.mixer, facts.ledger, state),
         "stats": asdict(facts.ledger.statistics(state.name)),
         "paused": state.paused,
         "exhausted": state.is_exhausted,
