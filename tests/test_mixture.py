@@ -135,3 +135,19 @@ def test_defect_weights_governed_prompts_and_not_what_is_trained() -> None:
     theirs = [source for _ in range(50) for source in origin.next_batch()]
     assert ours.count("b") == 200
     assert theirs.count("b") < 0.4 * 400
+
+
+# -- producers follow the filter --------------------------------------------------------------------------------------
+
+
+def test_a_source_that_drops_half_launches_twice_as_much_within_the_bound() -> None:
+    half = Written(0.5, lambda _: 0.5)
+    case = Case({"a": half, "b": half}, {"a": 0.3, "b": 0.3}, {"a": 0.0, "b": 0.5}, {"a": 0.0, "b": 0.0}, 32, 1)
+    history = History(case)
+    for _ in range(40):
+        history.next_batch()
+        assert history.ledger.outstanding <= history.mixer.outstanding_bound
+    a, b = history.ledger.sources.values()
+    assert a.handed_out == b.handed_out == 20 * 32
+    assert b.launched / a.launched == pytest.approx(2.0, abs=0.15)
+    assert len(b.in_flight) > len(a.in_flight), "more is under way already, not launched one after the other"
