@@ -26,6 +26,9 @@ WORKDIR /src
 RUN python -m venv /opt/orchestrator
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY orchestrator ./orchestrator
+# What the wheel carries beside the package: example configs, and the demo's trainer.
+COPY config ./config
+COPY examples ./examples
 # Not editable: a wheel is built and installed, and /src is not needed any more.
 RUN /opt/orchestrator/bin/python -m pip install --constraint constraints.txt ".[${EXTRAS}]" \
     && /opt/orchestrator/bin/orchestrator --version

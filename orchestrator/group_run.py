@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import anyio
@@ -182,12 +182,17 @@ class GroupRunner:
         await self._pool.generate(
             sample,
             run.prompt_tokens,
-            self._settings.sampling,
+            replace(self._settings.sampling, max_new_tokens=self._max_new_tokens(run.prompt)),
             messages=run.messages,
             before_piece=lambda sample: self._give_up_if_stale(run, sample),
             after_piece=after_piece,
             trial=sample.metadata.get("replaces_failed", 0),
         )
+
+    def _max_new_tokens(self, prompt: Prompt) -> int:
+        """A prompt may ask for less than its source, never for more: memory and contexts were checked against that."""
+        most = self._settings.sampling.max_new_tokens
+        return most if prompt.max_new_tokens is None else min(most, prompt.max_new_tokens)
 
     def _give_up_if_stale(self, run: GroupProgress, sample: Sample) -> None:
         """A partial rollout that is already too old is not continued: its group is dropped and its prompt runs again.
@@ -234,7 +239,7 @@ class GroupRunner:
             prompt=run.prompt,
             prompt_tokens=run.prompt_tokens,
             samples=run.samples,
-            sampling=self._settings.sampling_header,
+            sampling=self._settings.sampling_header | {"max_new_tokens": self._max_new_tokens(run.prompt)},
             logprobs_kind=self._settings.logprobs_kind,
         )
         try:

@@ -44,7 +44,8 @@ class Prompt:
     """One task of a source.
 
     ``prompt_index`` is the row in the source's file, from 0, counting prompts only. ``content`` is text, a list of
-    chat messages, or ``None`` where the file gives ``tokens`` (token ids) alone.
+    chat messages, or ``None`` where the file gives ``tokens`` (token ids) alone. ``max_new_tokens`` bounds responses to
+    this prompt; ``None``: as all of its source.
     """
 
     source: str
@@ -54,6 +55,7 @@ class Prompt:
     label: Any = None
     metadata: dict[str, Any] = field(default_factory=dict)
     tokens: Sequence[int] | None = None
+    max_new_tokens: int | None = None
 
 
 @dataclass(slots=True)

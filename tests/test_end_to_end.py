@@ -126,6 +126,20 @@ def test_sigterm_parks_what_is_in_flight_and_the_next_start_continues_it(tmp_pat
             assert_accounts(after)
 
 
+def test_a_prompt_may_ask_for_a_shorter_response_and_never_for_a_longer_one(tmp_path: Path) -> None:
+    rows = [{"prompt": f"{n}", "label": "", "most": 2 + n % 9} for n in range(20)]
+    (tmp_path / "easy.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    easy = {"name": "easy", "prompts": {"path": "easy.jsonl", "max_new_tokens_key": "most"}}
+    endless = [{"kind": "scripted", "time_scale": 0.0, "length": None}]
+    config = write_config(tmp_path, engines=endless, data_sources=[easy], data_source_weights=[1])
+    with daemon(config) as process, process.connect() as client:
+        for _, batch in zip(range(4), client.batches(timeout_s=30), strict=False):
+            for group in batch.groups:
+                most = min(8, 2 + group.prompt_index % 9)
+                assert group.sampling["max_new_tokens"] == most
+                assert [len(sample.response_tokens) for sample in group.samples] == [most, most]
+
+
 def test_abort_interrupts_and_every_token_has_its_version(tmp_path: Path) -> None:
     slow = [{"kind": "scripted", "tokens_per_s": 100.0, "length": None}]
     config = write_config(tmp_path, engines=slow, sampling={"max_new_tokens": 100})

@@ -102,6 +102,18 @@ def test_labels_and_metadata_may_be_missing_unless_they_are_named(write: Any, su
 
 
 @WRITERS
+def test_rows_may_bound_their_responses(write: Any, suffix: str, tmp_path: Path) -> None:
+    path = write(tmp_path / f"bounds.{suffix}", {"prompt": "a", "most": 3}, {"prompt": "b", "most": 9})
+    source = load_prompts(name="bounds", path=path, max_new_tokens_key="most")
+    assert [read(source, row, 0).max_new_tokens for row in range(2)] == [3, 9]
+    assert read(load_prompts(name="bounds", path=path), 0, 0).max_new_tokens is None
+    for bad in (0, "3", None, 1.5):
+        path = write(tmp_path / f"bad.{suffix}", {"prompt": "a", "most": bad})
+        with pytest.raises(PromptFileError, match=r"'most' is .*a whole number of at least 1"):
+            load_prompts(name="bad", path=path, max_new_tokens_key="most")
+
+
+@WRITERS
 def test_the_order_of_the_file_without_shuffling(write: Any, suffix: str, tmp_path: Path) -> None:
     path = write(tmp_path / f"x.{suffix}", *({"prompt": str(n)} for n in range(9)))
     source = load_prompts(name="x", path=path, shuffle=False)

@@ -46,7 +46,7 @@ _EXAMPLES: dict[Callable[..., Any], str] = {
     check: "orchestrator check config/curriculum.yaml",
     weights: "orchestrator weights config/curriculum.yaml --steps 200 --plot weights.png",
     status: "orchestrator status --socket run/orchestrator.sock",
-    demo: "orchestrator demo --batches 12",
+    demo: "orchestrator demo --schedule mix --steps 300",
     set_weight: "orchestrator set-weight hard 'lambda step: min(1, step / 100)'",
     pause: "orchestrator pause hard",
     resume: "orchestrator resume hard",

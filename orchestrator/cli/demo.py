@@ -1,96 +1,92 @@
-"""``orchestrator demo``: a daemon, an engine and a trainer for a few batches, to see what it does.
+"""``orchestrator demo``: a first run that learns, with a daemon, a llama.cpp server and a trainer.
 
 Invariants:
 
-* The trainer side is what any trainer does: :class:`~orchestrator.client.RolloutClient` and nothing else.
-* Everything is written to a folder of its own, which is removed unless ``--keep`` names it.
-* The daemon is a child process; it is stopped by SIGTERM and waited for, whatever happens here.
+* Everything is written to a folder of its own, which is removed unless ``--keep`` names it, and to one picture.
+* Exit code 0 says that the runs are finished, not that they learned: the tables say that.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter, validators
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
-    from orchestrator.client import Batch, RolloutClient
+    from orchestrator.demo.progress import Run
+    from orchestrator.demo.run import Moment
+    from orchestrator.demo.setup import Schedule
 
 __all__ = ["demo"]
 
-START_DEADLINE_S: Final = 60.0
-"""Making a model and starting the engine takes two seconds on a laptop."""
+FRESH_SEEDS = 3
+"""Seeds of ``--compare``, unless said otherwise."""
 
-BATCH_DEADLINE_S: Final = 120.0
-"""A batch takes about a second; a demo that hangs must end and say why."""
-
-STOP_DEADLINE_S: Final = 30.0
-
-
-@dataclass(slots=True)
-class _Tally:
-    """One source: what was asked for and what came, in groups; rewards and response lengths of all samples."""
-
-    asked: float = 0.0
-    received: int = 0
-    rewards: list[float] = field(default_factory=list)
-    lengths: list[int] = field(default_factory=list)
+LINE_EVERY = 25
+"""Steps from line to line, where there is no terminal to draw on."""
 
 
 def demo(
     *,
-    batches: Annotated[int, Parameter(validator=validators.Number(gte=1, lte=100_000))] = 24,
-    config: Path | None = None,
+    schedule: Literal["curriculum", "mix", "hard-only"] = "curriculum",
+    steps: Annotated[int, Parameter(validator=validators.Number(gte=1, lte=100_000))] = 600,
+    seeds: Annotated[int | None, Parameter(validator=validators.Number(gte=1, lte=100))] = None,
+    first_seed: Annotated[int, Parameter(validator=validators.Number(gte=0, lte=1_000_000))] = 0,
+    compare: Annotated[bool, Parameter(negative=())] = False,
     keep: Path | None = None,
+    picture: Path = Path("demo.png"),
+    http: str | None = None,
 ) -> int:
-    """Run a daemon with its engine and a small trainer, and show what the trainer gets.
+    """Train a tiny policy from nothing, on this machine, and draw what it learned.
+
+    A daemon with its own llama.cpp server and a trainer run as processes of their own; killed, they are started again
+    and go on.
 
     Parameters
     ----------
-    batches
-        How many batches the trainer takes.
-    config
-        A config file; without it two sources of sums that cross over, and a tiny random model that is made on the spot.
+    schedule
+        The mixture: `curriculum` (the hard source when the easy one is learned), `mix` (both alike), `hard-only`.
+    steps
+        Batches to train on.
+    seeds
+        How many runs of each schedule, one after the other (1; 3 with --compare).
+    first_seed
+        Seed of the first run; the next ones count up.
+    compare
+        All three schedules, drawn together.
     keep
-        A folder for state, logs and config, which stays; it must not exist or be empty.
+        A folder for state, logs and parameters, which stays. Given again, unfinished runs go on.
+    picture
+        Where the picture is written, a PNG file.
+    http
+        Address of the daemon's status page, such as 127.0.0.1:8642.
     """
     from rich.console import Console
 
+    from orchestrator.demo.display import comparison, summary
+    from orchestrator.demo.setup import SCHEDULES
+
+    if picture.suffix.lower() != ".png":
+        raise SystemExit(f"{picture}: the picture is a PNG file; write --picture {picture.with_suffix('.png').name}")
     console = Console(highlight=False)
-    config = config or _shipped_config()
+    count = seeds or (FRESH_SEEDS if compare else 1)
+    runs: list[Run] = []
     with _folder(keep) as folder:
-        settings = _write_config(config, folder, batches)
-        console.print(f"Starting the daemon on {config.name} ({', '.join(settings['sources'])}) …")
-        with _daemon(folder, console) as process:
-            started = time.monotonic()
-            tallies = _train(settings, process, console)
-            seconds = time.monotonic() - started
-        console.print(_summary(tallies, batches, seconds))
-        if keep is not None:
-            console.print(f"State, logs and config are in {folder}")
+        for name in SCHEDULES if compare else (schedule,):
+            for seed in range(first_seed, first_seed + count):
+                runs.append(_watch(folder / f"{name}-{seed}", name, seed, steps, http, console))
+                console.print(summary(runs[-1]))
+    _draw(runs, steps, picture)
+    if len(runs) > 1:
+        console.print(comparison(runs))
+    console.print(f"The picture of it is {picture}" + (f"; everything else is in {keep}" if keep else ""))
     return 0
-
-
-def _shipped_config() -> Path:
-    """``demo.yaml`` of the repository, or of the installed package."""
-    package = Path(__file__).resolve().parents[1]
-    return next(
-        path for path in (package / "shipped" / "demo.yaml", package.parent / "config" / "demo.yaml") if path.exists()
-    )
 
 
 @contextmanager
@@ -99,153 +95,44 @@ def _folder(keep: Path | None) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="orchestrator-demo-") as name:
             yield Path(name)
     else:
-        keep.mkdir(parents=True, exist_ok=True)
-        if any(keep.iterdir()):
-            raise SystemExit(f"{keep} is not empty: name a new folder with --keep")
         yield keep.resolve()
 
 
-def _write_config(path: Path, folder: Path, batches: int) -> dict[str, Any]:
-    """Write the config with a folder and a number of batches of its own; returns what the trainer needs."""
-    from orchestrator.config import load_config
-
-    config = load_config(path)
-    data = config.model_dump(mode="json", exclude_unset=True, warnings=False)
-    data["run"]["state_dir"] = str(folder / "state")
-    data["consumer"]["socket"] = str(folder / "socket")
-    data["logging"]["file"] = str(folder / "daemon.jsonl")
-    data["status"]["http"] = None
-    data["rollout"]["num_rollout"] = batches
-    (folder / "config.yaml").write_text(json.dumps(data, indent=1))
-    return {
-        "socket": folder / "socket",
-        "sources": list(config.source_names),
-        "batches": batches,
-        "batch_size": config.rollout.rollout_batch_size,
-    }
-
-
-@contextmanager
-def _daemon(folder: Path, console: Console) -> Iterator[subprocess.Popen[bytes]]:
-    """The daemon as a child; its last words are shown if it fails."""
-    command = [sys.executable, "-m", "orchestrator", "run", str(folder / "config.yaml")]
-    with (folder / "daemon.err").open("wb") as errors:
-        process = subprocess.Popen(command, stdout=errors, stderr=errors, cwd=os.getcwd())  # noqa: S603 - our own command
-    try:
-        yield process
-    except BaseException:
-        console.print(_last_words(folder), style="red", markup=False)
-        raise
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(STOP_DEADLINE_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _last_words(folder: Path) -> str:
-    lines = (folder / "daemon.err").read_text(errors="replace").splitlines()[-10:]
-    log = folder / "daemon.jsonl"
-    if log.exists():
-        lines += [line for line in log.read_text(errors="replace").splitlines() if '"log.level":"info"' not in line][
-            -5:
-        ]
-    return "\n".join(lines)
-
-
-def _connect(settings: dict[str, Any], process: subprocess.Popen[bytes]) -> RolloutClient:
-    """A client of the daemon, once it listens.
-
-    Raises:
-        SystemExit: it ended, or took too long.
-    """
-    from orchestrator.client import RolloutClient
-    from orchestrator.errors import ConnectionLost
-
-    deadline = time.monotonic() + START_DEADLINE_S
-    while process.poll() is None and time.monotonic() < deadline:
-        client = RolloutClient(settings["socket"], client="demo trainer", connect_timeout_s=1.0)
-        try:
-            client.connect()
-        except ConnectionLost:
-            continue
-        return client
-    if process.poll() is None:
-        raise SystemExit(f"the daemon does not listen after {START_DEADLINE_S:g} s")
-    raise SystemExit(f"the daemon ended with exit code {process.returncode}")
-
-
-def _train(settings: dict[str, Any], process: subprocess.Popen[bytes], console: Console) -> dict[str, _Tally]:
-    """What a trainer does, but for the gradients."""
+def _watch(folder: Path, schedule: Schedule, seed: int, steps: int, http: str | None, console: Console) -> Run:
+    """One run with its display: live on a terminal, a line every now and then elsewhere."""
     from rich.live import Live
 
-    tallies = {name: _Tally() for name in settings["sources"]}
-    with _connect(settings, process) as client, Live(console=console, refresh_per_second=8) as live:
-        if not console.is_terminal:
-            live.stop()
-        for batch in client.batches(timeout_s=BATCH_DEADLINE_S):
-            advantages = batch.advantages()
-            _count(tallies, batch, settings["batch_size"])
-            # here a trainer computes its gradients; afterwards new parameters are live in the engines
-            client.set_policy_version(batch.step + 1)
-            if console.is_terminal:
-                live.update(_progress(tallies, batch, settings["batches"]))
-            else:
-                shares = ", ".join(f"{name} {batch.counts[name]}" for name in tallies)
-                console.print(f"step {batch.step}: {shares}; mean |advantage| {abs(advantages).mean():.2f}")
-    return tallies
+    from orchestrator.demo.display import live
+    from orchestrator.demo.run import run
+
+    if not console.is_terminal:
+        return run(folder, schedule=schedule, seed=seed, steps=steps, http=http, show=_lines(console))
+    with Live(console=console, refresh_per_second=4, transient=True) as screen:
+        return run(folder, schedule=schedule, seed=seed, steps=steps, http=http, show=lambda m: screen.update(live(m)))
 
 
-def _count(tallies: dict[str, _Tally], batch: Batch, batch_size: int) -> None:
-    for name, tally in tallies.items():
-        tally.asked += batch_size * batch.weights[name]
-    for group in batch.groups:
-        tally = tallies[group.source]
-        tally.received += 1
-        tally.rewards.extend(sample.reward for sample in group.samples)
-        tally.lengths.extend(len(sample.response_tokens) for sample in group.samples)
+def _lines(console: Console) -> Callable[[Moment], None]:
+    from orchestrator.demo.display import headline
+
+    told = 0
+
+    def show(moment: Moment) -> None:
+        nonlocal told
+        if len(moment.run.steps) // LINE_EVERY > told:
+            told = len(moment.run.steps) // LINE_EVERY
+            rewards = ((name, moment.run.rewards(name).last) for name in moment.run.sources)
+            seen = ", ".join(f"{name} {reward:.2f}" for name, reward in rewards if reward is not None)
+            console.print(f"{headline(moment)}; reward: {seen}")
+
+    return show
 
 
-def _progress(tallies: dict[str, _Tally], batch: Batch, batches: int) -> Table:
-    from rich import box
-    from rich.table import Table
+def _draw(runs: list[Run], steps: int, path: Path) -> None:
+    from orchestrator.demo.picture import Panel, draw
 
-    table = Table(box=box.SIMPLE_HEAD, title=f"batch {batch.step + 1} of {batches}", title_justify="left")
-    for column in ("source", "weight", "groups", "", "mean reward", "mean tokens"):
-        table.add_column(column, justify="left" if column in ("source", "") else "right")
-    for name, tally in tallies.items():
-        table.add_row(
-            name,
-            f"{100 * batch.weights[name]:.1f} %",
-            str(batch.counts[name]),
-            "█" * batch.counts[name],
-            f"{sum(tally.rewards) / max(1, len(tally.rewards)):.3f}",
-            f"{sum(tally.lengths) / max(1, len(tally.lengths)):.1f}",
-        )
-    return table
-
-
-def _summary(tallies: dict[str, _Tally], batches: int, seconds: float) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    samples = sum(len(tally.rewards) for tally in tallies.values())
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        title=f"{batches} batches, {samples} samples in {seconds:.1f} s",
-        title_justify="left",
-    )
-    for column in ("source", "groups asked for", "groups received", "difference", "mean reward", "mean tokens"):
-        table.add_column(column, justify="left" if column == "source" else "right")
-    for name, tally in tallies.items():
-        table.add_row(
-            name,
-            f"{tally.asked:.2f}",
-            str(tally.received),
-            f"{tally.received - tally.asked:+.2f}",
-            f"{sum(tally.rewards) / max(1, len(tally.rewards)):.3f}",
-            f"{sum(tally.lengths) / max(1, len(tally.lengths)):.1f}",
-        )
-    return table
+    panels = []
+    for schedule in dict.fromkeys(run.schedule for run in runs):
+        of = [run for run in runs if run.schedule == schedule]
+        seeds = "seed " if len(of) == 1 else "seeds "
+        panels.append(Panel(f"{schedule}, {seeds}{', '.join(str(run.seed) for run in of)}", of, steps))
+    draw(panels, path, title="A policy of 43,200 parameters learns to repeat digits")

@@ -61,7 +61,7 @@ PromptPath = Annotated[
 ]
 """A path as ``FilePath``, or ``reasoning_gym:TASK``."""
 
-FILE_KEYS: Final = ("input_key", "label_key", "metadata_key")
+FILE_KEYS: Final = ("input_key", "label_key", "metadata_key", "max_new_tokens_key")
 TASK_KEYS: Final = ("size", "seed", "options")
 
 
@@ -79,6 +79,11 @@ class Prompts(Section):
     )
     metadata_key: Annotated[str, Field(min_length=1)] | None = Field(
         None, description="Key of a row that holds an object of metadata; null: metadata, where a row has it."
+    )
+    max_new_tokens_key: Annotated[str, Field(min_length=1)] | None = Field(
+        None,
+        description="Key of a row that holds the longest response to it in tokens, where that is less than "
+        "sampling.max_new_tokens; null: rows have none.",
     )
     shuffle: bool = Field(True, description="A new order in every epoch, a function of the seed; false: file order.")
     epochs: Count | None = Field(None, description="How often the prompts are gone through; null: for ever.")

@@ -32,6 +32,10 @@ LAST_WORDS: Final = 20
 
 MAX_ADDRESS_BYTES: Final = 256
 
+SERVER: Final = Path(__file__).with_name("embedded_server.py")
+"""Run as a file, and with ``-P`` without its folder on the path: importing this package first would take ten times as
+long as all the rest of a start, which an update of the parameters waits for."""
+
 
 class ModelFile(NamedTuple):
     """The file that a path leads to; a new file gets the inode of one that is gone, but not its time."""
@@ -94,7 +98,7 @@ class Child:
             EngineError: it did not start; the message has its last words.
         """
         self.file = await ModelFile.at(self.model)
-        command = [sys.executable, "-m", "orchestrator.engines.embedded_server", str(self.model), *self._arguments]
+        command = [sys.executable, "-P", str(SERVER), str(self.model), *self._arguments]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         process = self.process = await anyio.open_process(command, env=environment)
         try:

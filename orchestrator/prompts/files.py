@@ -80,7 +80,16 @@ class PromptFile:
         if not 0 <= prompt_index < len(self._rows):
             raise IndexError(f"source {self._name} has no row {prompt_index}, only 0 to {len(self._rows) - 1}")
         row = self._rows.read(prompt_index)
-        return Prompt(self._name, prompt_index, epoch, row.content, row.label, row.metadata, row.tokens)
+        return Prompt(
+            source=self._name,
+            prompt_index=prompt_index,
+            epoch=epoch,
+            content=row.content,
+            label=row.label,
+            metadata=row.metadata,
+            tokens=row.tokens,
+            max_new_tokens=row.max_new_tokens,
+        )
 
     async def aclose(self) -> None:
         """The file is let go of with the last who reads it."""
@@ -93,6 +102,7 @@ def load_prompts(
     input_key: str = DEFAULT_INPUT_KEY,
     label_key: str | None = None,
     metadata_key: str | None = None,
+    max_new_tokens_key: str | None = None,
     shuffle: bool = True,
     epochs: int | None = None,
     seed: int = 0,
@@ -106,6 +116,7 @@ def load_prompts(
         label_key: where a row has its label, any JSON; named, it must be in every row. ``None``: ``label``, where
             a row has it.
         metadata_key: the same for an object of metadata. ``None``: ``metadata``, where a row has it.
+        max_new_tokens_key: where every row has the bound of its responses, in tokens; ``None``: rows have none.
         shuffle: a new order in every epoch; ``False``: the order of the file.
         epochs: how often the prompts are gone through, 1 or more; ``None``: for ever.
         seed: the run's seed, 0 or more.
@@ -123,7 +134,7 @@ def load_prompts(
             f"{path}: the suffix {path.suffix!r} tells no known format; known are {', '.join(FORMATS)}"
         ) from None
     try:
-        rows = reader(path, RowKeys(input_key, label_key, metadata_key, json_text))
+        rows = reader(path, RowKeys(input_key, label_key, metadata_key, json_text, max_new_tokens_key))
     except OSError as error:
         raise PromptFileError(f"{path}: cannot be read: {error.strerror or error}") from error
     return PromptFile(name, rows, PromptOrder(seed=seed, name=name, rows=len(rows), shuffle=shuffle), epochs)

@@ -27,6 +27,7 @@ async def open_prompts(
     input_key: str = DEFAULT_INPUT_KEY,
     label_key: str | None = None,
     metadata_key: str | None = None,
+    max_new_tokens_key: str | None = None,
     shuffle: bool = True,
     epochs: int | None = None,
     size: int | None = None,
@@ -42,6 +43,7 @@ async def open_prompts(
         input_key: of files.
         label_key: of files.
         metadata_key: of files.
+        max_new_tokens_key: of files.
         shuffle: a new order in every epoch; ``False``: the order of the file or task.
         epochs: how often the prompts are gone through, 1 or more; ``None``: for ever.
         size: of tasks: number of prompts; ``None``: ``DEFAULT_SIZE``.
@@ -64,6 +66,7 @@ async def open_prompts(
             input_key=input_key,
             label_key=label_key,
             metadata_key=metadata_key,
+            max_new_tokens_key=max_new_tokens_key,
             shuffle=shuffle,
             epochs=epochs,
             seed=seed,

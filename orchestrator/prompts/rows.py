@@ -41,6 +41,7 @@ class Row(NamedTuple):
     tokens: array[int] | None
     label: Any
     metadata: dict[str, Any]
+    max_new_tokens: int | None = None
 
 
 def list_keys(keys: list[str]) -> str:
@@ -55,18 +56,20 @@ class RowKeys:
 
     ``label_key`` and ``metadata_key`` are ``None`` for ``label`` and ``metadata`` where a row has them; a key that is
     named has to be in every row. ``json_text`` lets metadata be a string of JSON, which is how files with a fixed
-    schema carry it.
+    schema carry it. ``max_new_tokens_key`` is ``None`` where rows do not bound their responses.
     """
 
     input_key: str = DEFAULT_INPUT_KEY
     label_key: str | None = None
     metadata_key: str | None = None
     json_text: bool = False
+    max_new_tokens_key: str | None = None
 
     @property
     def required(self) -> list[str]:
         """Keys that every row must have."""
-        return [key for key in (self.input_key, self.label_key, self.metadata_key) if key is not None]
+        keys = (self.input_key, self.label_key, self.metadata_key, self.max_new_tokens_key)
+        return [key for key in keys if key is not None]
 
     @property
     def optional(self) -> list[str]:
@@ -92,7 +95,7 @@ class RowKeys:
         content, tokens = self._content(value[self.input_key])
         label = value.get(self.label_key or DEFAULT_LABEL_KEY)
         _check_json(label, self.label_key or DEFAULT_LABEL_KEY)
-        return Row(content, tokens, label, self._metadata(value))
+        return Row(content, tokens, label, self._metadata(value), self._max_new_tokens(value))
 
     def _content(self, value: Any) -> tuple[str | list[Message] | None, array[int] | None]:
         key = repr(self.input_key)
@@ -109,6 +112,14 @@ class RowKeys:
             return None, array("i", value)
         kind = f"a list that begins with {_kind(value[0])}" if isinstance(value, list) else _kind(value)
         raise BadRow(f"{key} is {kind}; a text, a list of chat messages or a list of token ids is expected")
+
+    def _max_new_tokens(self, row: dict[str, Any]) -> int | None:
+        if self.max_new_tokens_key is None:
+            return None
+        value = row[self.max_new_tokens_key]
+        if type(value) is not int or value < 1:
+            raise BadRow(f"{self.max_new_tokens_key!r} is {value!r:.40}; a whole number of at least 1 is expected")
+        return value
 
     def _metadata(self, row: dict[str, Any]) -> dict[str, Any]:
         key = self.metadata_key or DEFAULT_METADATA_KEY

@@ -1,0 +1,136 @@
+"""One run of the demo: the first parameters, then daemon and trainer side by side until the trainer has finished.
+
+Invariants:
+
+* The trainer is what any trainer is, a process that knows the socket; this module only starts and watches.
+* A run whose folder is kept goes on where it was: the daemon from its state, the trainer from what it saved.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from orchestrator.client import RolloutClient
+from orchestrator.errors import OrchestratorError
+
+from .keeper import DemoFailed, Keeper
+from .progress import ProgressFile, Run
+from .setup import Places, Schedule, example_module, working_directory, write_config
+
+__all__ = ["Moment", "run"]
+
+LOOK_EVERY_S: Final = 0.25
+STATUS_TIMEOUT_S: Final = 0.5
+INIT_DEADLINE_S: Final = 60.0
+
+START_DEADLINE_S: Final = 120.0
+"""For the first batch: making ready takes three seconds on a laptop."""
+
+ONE_THREAD: Final = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+"""For the trainer: matrices of 64 × 64 gain nothing from a second thread, and the engine needs the other core."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """What there is to see of a run now.
+
+    ``status``: of the daemon, ``None`` while it cannot be asked; ``restarts`` of each process; ``pids`` of them.
+    """
+
+    run: Run
+    steps: int
+    status: dict[str, Any] | None
+    restarts: dict[str, int]
+    pids: dict[str, int]
+
+
+def run(
+    folder: Path, *, schedule: Schedule, seed: int, steps: int, http: str | None, show: Callable[[Moment], None]
+) -> Run:
+    """Run to the end, or go on with what the folder has.
+
+    Args:
+        folder: of this run; made when missing.
+        schedule: which weights.
+        seed: of everything that is drawn.
+        steps: number of batches.
+        http: address of the status page; ``None``: off.
+        show: called about four times a second.
+
+    Raises:
+        DemoFailed: daemon or trainer failed; the message has the last words.
+        ConfigError: the config cannot be used, such as for a folder whose path is too long for a socket.
+    """
+    places = Places(folder)
+    config = write_config(places, schedule=schedule, seed=seed, steps=steps, http=http)
+    sources = tuple(source["name"] for source in config["data_sources"])
+    progress = ProgressFile(places.progress)
+    began, elapsed = time.monotonic(), _elapsed(places)
+    if len(progress.read()) < steps:
+        _write_first_parameters(places, seed)
+        with _daemon(places) as daemon, _trainer(places, seed) as trainer:
+            keepers = {"daemon": daemon, "trainer": trainer}
+            while not trainer.has_finished(LOOK_EVERY_S):
+                if daemon.has_finished():
+                    raise DemoFailed(f"the daemon has ended before the trainer:\n{daemon.last_words()}")
+                found = Run(schedule, seed, sources, progress.read(), elapsed + time.monotonic() - began)
+                if not found.steps and time.monotonic() - began > START_DEADLINE_S:
+                    raise DemoFailed(f"no batch came within {START_DEADLINE_S:g} s:\n{daemon.last_words()}")
+                restarts = {name: keeper.restarts for name, keeper in keepers.items()}
+                pids = {name: keeper.pid for name, keeper in keepers.items()}
+                show(Moment(found, steps, _status(places), restarts, pids))
+    return Run(schedule, seed, sources, progress.read(), elapsed + time.monotonic() - began)
+
+
+def _elapsed(places: Places) -> float:
+    """Seconds that an earlier, unfinished start of this run has spent."""
+    steps = ProgressFile(places.progress).read()
+    return steps[-1].time - steps[0].time if steps else 0.0
+
+
+def _module(places: Places, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", example_module("trainer"), str(places.trainer), *arguments]
+
+
+def _write_first_parameters(places: Places, seed: int) -> None:
+    if places.model.exists():
+        return
+    try:
+        subprocess.run(  # noqa: S603 - our own command
+            _module(places, "--init", "--seed", str(seed)),
+            check=True,
+            capture_output=True,
+            cwd=working_directory(),
+            timeout=INIT_DEADLINE_S,
+        )
+    except subprocess.CalledProcessError as error:
+        words = error.stderr.decode(errors="replace")
+        raise DemoFailed(f"the trainer cannot write its first parameters:\n{words}") from error
+
+
+def _daemon(places: Places) -> Keeper:
+    command = [sys.executable, "-m", "orchestrator", "run", str(places.config)]
+    return Keeper("daemon", command, places.folder / "daemon.out", environment={}, directory=working_directory())
+
+
+def _trainer(places: Places, seed: int) -> Keeper:
+    command = _module(places, "--socket", str(places.socket), "--seed", str(seed))
+    output = places.folder / "trainer.out"
+    return Keeper("trainer", command, output, environment=ONE_THREAD, directory=working_directory())
+
+
+def _status(places: Places) -> dict[str, Any] | None:
+    """The daemon's, if it answers; that it does not for a moment is part of the show."""
+    client = RolloutClient(places.socket, client="demo", connect_timeout_s=STATUS_TIMEOUT_S)
+    try:
+        return client.status()
+    except OrchestratorError:
+        return None
+    finally:
+        client.close()

@@ -1,0 +1,100 @@
+"""The demo's run in short: real daemon, real llama.cpp, real trainer; it learns, and a SIGKILL of each changes nothing.
+
+Chance finds a number of one or two digits, among 16 tokens, in 3 of 100 answers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from examples.curriculum_learning.trainer import State
+from orchestrator.demo.progress import Run
+from orchestrator.demo.run import Moment, run
+
+STEPS = 40
+CHANCE = 0.5 / 16 + 0.5 / 16**2
+
+pytestmark = pytest.mark.timeout(150)
+
+
+def child_of(pid: int) -> int | None:
+    """The engine: the newest child of the daemon, which has two while it updates one, and none while it starts one."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return int(children[-1]) if children else None
+
+
+def killing(at: dict[int, Callable[[Moment], int | None]]) -> Callable[[Moment], None]:
+    """Kill what each function names when the run has come to that step."""
+
+    def show(moment: Moment) -> None:
+        for step in [step for step in at if len(moment.run.steps) >= step]:
+            if (pid := at[step](moment)) is not None:
+                os.kill(pid, signal.SIGKILL)
+                del at[step]
+
+    return show
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("run")
+
+
+@pytest.fixture(scope="module")
+def moments() -> list[Moment]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def finished(folder: Path, moments: list[Moment]) -> Run:
+    kill = killing(
+        {
+            8: lambda moment: moment.pids["trainer"],
+            16: lambda moment: moment.pids["daemon"],
+            24: lambda moment: child_of(moment.pids["daemon"]),
+            28: lambda moment: moment.pids["trainer"],
+        }
+    )
+
+    def show(moment: Moment) -> None:
+        moments.append(moment)
+        kill(moment)
+
+    return run(folder, schedule="curriculum", seed=0, steps=STEPS, http=None, show=show)
+
+
+def test_it_learns_what_chance_does_not_give(finished: Run) -> None:
+    rewards = finished.rewards("easy").values
+    assert np.mean(rewards[:5]) < 3 * CHANCE
+    assert np.mean(rewards[-8:]) > 6 * CHANCE
+
+
+def test_every_step_was_trained_on_once(finished: Run, folder: Path, moments: list[Moment]) -> None:
+    assert moments[-1].restarts == {"daemon": 1, "trainer": 2}
+    assert [step.step for step in finished.steps] == list(range(STEPS))
+    assert State.load(folder / "trainer" / "trainer.npz").step == STEPS
+    noted: dict[int, dict[str, Any]] = {}
+    for line in (folder / "trainer" / "progress.jsonl").read_text().splitlines():
+        values = json.loads(line)
+        again = noted.setdefault(values["step"], values)
+        same = ("weights", "counts", "rewards", "samples", "versions")  # a batch that came again was the same batch
+        assert [values[key] for key in same] == [again[key] for key in same]
+
+
+def test_tokens_bear_the_version_of_the_parameters_that_drew_them(finished: Run) -> None:
+    """Between two versions log-probabilities differ by some 0.05; the engine's rounding is far below that."""
+    assert max(step.gap for step in finished.steps) < 0.01
+
+
+def test_it_goes_on_in_a_folder_that_was_kept(finished: Run, folder: Path) -> None:
+    more = run(folder, schedule="curriculum", seed=0, steps=STEPS + 3, http=None, show=lambda _: None)
+    assert [step.step for step in more.steps] == list(range(STEPS + 3))
+    assert more.steps[:STEPS] == finished.steps

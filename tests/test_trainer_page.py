@@ -1,0 +1,58 @@
+"""``docs/your-own-trainer.md``: its programs are programs, and what they call of the client is there."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+from orchestrator.client import Batch, RolloutClient
+
+PAGE = (Path(__file__).parents[1] / "docs" / "your-own-trainer.md").read_text()
+PROGRAMS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+
+OURS = {"client": RolloutClient, "batch": Batch}
+
+
+def test_there_are_two() -> None:
+    assert len(PROGRAMS) == 2
+
+
+def attributes(owner: type) -> set[str]:
+    """Methods, properties and what the constructor sets."""
+    set_by_init = re.findall(r"self\.(\w+) = ", inspect.getsource(owner))
+    return {name for name in {*dir(owner), *set_by_init} if not name.startswith("_")}
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_it_calls_what_is_there_with_what_it_takes(program: str) -> None:
+    tree = ast.parse(program)
+    used = 0
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in OURS:
+            assert node.attr in attributes(OURS[node.value.id]), f"{node.value.id}.{node.attr}"
+            used += 1
+        if not isinstance(node, ast.Call):
+            continue
+        match node.func:
+            case ast.Attribute(value=ast.Name(id=("client" | "batch") as owner), attr=name):
+                function = getattr(OURS[owner], name)
+            case ast.Name(id="RolloutClient"):
+                function = RolloutClient
+            case _:
+                continue
+        if function is Batch.to_torch:
+            function = Batch.padded  # which it hands its options to
+        arguments = [None] * (len(node.args) + (function is not RolloutClient))
+        inspect.signature(function).bind(*arguments, **{word.arg: None for word in node.keywords if word.arg})
+    assert used >= 6
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_what_it_imports_of_this_project_is_there(program: str) -> None:
+    for imported in re.findall(r"^from (orchestrator\S*) import (.*)$", program, re.MULTILINE):
+        module = __import__(imported[0], fromlist=["*"])
+        assert all(hasattr(module, name.strip()) for name in imported[1].split(","))
