@@ -93,7 +93,8 @@ class Run:
 
     def errors(self) -> list[str]:
         """The messages of the log's error lines."""
-        lines = (json.loads(line) for line in (self.folder / "log.jsonl").read_text().splitlines())
+        whole, _, _ = (self.folder / "log.jsonl").read_text().rpartition("\n")  # the last line may be half written
+        lines = map(json.loads, whole.splitlines())
         return [line["message"] for line in lines if line["log.level"] in ("error", "warning")]
 
 
@@ -214,7 +215,9 @@ def wait_until_named(run: Run, talk: Talk, error: str, what: str) -> None:
     while (now := fault(talk)) is None or error not in now:
         must(time.monotonic() < end, f"{what}, the status does not say so: {now}")
         time.sleep(0.02)
-    must(any(error in line for line in run.errors()), f"{what}, the log does not say so")
+    while not any(error in line for line in run.errors()):  # lines are written by a thread of their own
+        must(time.monotonic() < end, f"{what}, the log does not say so")
+        time.sleep(0.02)
 
 
 def starts(run: Run, plan: list[tuple[str, str, int]], folder: Path) -> str:
@@ -334,13 +337,11 @@ def full(folder: Path) -> str:
         with run.daemon(_segments_for_a_small_disk) as daemon:
             talk = client(daemon)
             converse(talk, run.model, batches=3)
-            fill(disk)
-            served = _serve_on_a_full_disk(run, talk)
+            served = _serve_on_a_full_disk(run, talk, disk)
             (disk / "ballast").unlink()
             wait_until_well(talk)
             held = [run.model.see_batch(*talk.ask("get_batch", timeout_s=20)) for _ in range(2)]
-            fill(disk)
-            _wait_for_a_full_disk(run, talk)
+            _wait_for_a_full_disk(run, talk, disk)
         fill(disk)
         with run.daemon(_segments_for_a_small_disk) as daemon:  # killed on the full disk, started on it
             talk = client(daemon)
@@ -363,19 +364,21 @@ def _segments_for_a_small_disk() -> None:
     short_cycle(segment_bytes=48 << 10, snapshot_bytes=32 << 10)
 
 
-def _wait_for_a_full_disk(run: Run, talk: Talk) -> None:
+def _wait_for_a_full_disk(run: Run, talk: Talk, disk: Path) -> None:
     end = time.monotonic() + 20
+    fill(disk)
     while (now := fault(talk)) is None or "ENOSPC" not in now:
         must(time.monotonic() < end, f"the disk is full and the status says {now}")
+        fill(disk)  # again and again: snapshots give back what is acknowledged
         version = run.model.version + 1
         run.model.asked_version = version
         talk.ask("set_policy_version", version=version, mode="keep")  # something to write
         run.model.version = version
 
 
-def _serve_on_a_full_disk(run: Run, talk: Talk) -> int:
+def _serve_on_a_full_disk(run: Run, talk: Talk, disk: Path) -> int:
     """Take and acknowledge all that is buffered when the fault comes; returns how many batches that are."""
-    _wait_for_a_full_disk(run, talk)
+    _wait_for_a_full_disk(run, talk, disk)
     status = talk.ask("status")[0]
     buffered = min(source["groups"]["buffered"] for source in status["sources"].values())
     batches = buffered // 2  # each source gives two groups a batch

@@ -39,22 +39,25 @@ def show(*, socket: Socket = None) -> None:
     socket
         The daemon's socket.
     """
+    from rich import box
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
-    table = Table()
-    for heading in ("source", "prompts", "weight", "cap", "state"):
-        table.add_column(heading)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("source", style="bold", no_wrap=True)
+    for heading in ("weight", "cap", "state", "prompts"):
+        table.add_column(heading, overflow="fold")
     with _client(socket) as client:
         for entry in client.sources():
             source, cap = entry["source"], entry.get("cap")
             state = {"in_file": "config file", "added": "added at run time", "removed": "removed at run time"}
             table.add_row(
                 source["name"],
-                source["prompts"]["path"],
-                str(entry.get("weight", "")),
-                "" if cap is None else str(cap),
+                escape(str(entry.get("weight", ""))),
+                "" if cap is None else escape(str(cap)),
                 state.get(entry["state"], entry["state"]),
+                escape(source["prompts"]["path"]),
             )
     Console(highlight=False).print(table)
 
