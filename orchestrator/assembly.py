@@ -32,7 +32,8 @@ from .running_config import RunningConfig
 from .source_lines import SourceLine, SourceLines
 from .starvation import Starvation
 from .state import StateStore
-from .status import StepMetrics
+from .status import StepHistory, StepMetrics
+from .waits import Waits
 from .weights import WeightTable, parse_weight
 
 __all__ = ["Parts", "assemble"]
@@ -53,6 +54,7 @@ class Parts:
     service: ConsumerService
     server: ConsumerServer
     reporter: Reporter
+    history: StepHistory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +103,8 @@ def assemble(
     """
     base = _Base(config=config, store=store, changed=changed, replan=replan, logs=logs, directory=directory)
     caps = RewardCaps(base.names, config.data_source_reward_caps, directory=directory)
-    mixer = _mixer(base, caps)
+    waits, history = Waits(), StepHistory()
+    mixer = _mixer(base, caps, waits, history)
     pool, engines = assemble_engines(
         config, ledger=store.ledger, journal=store, directory=directory, log=logs.logger("engines")
     )
@@ -123,6 +126,7 @@ def assemble(
     starvation = Starvation(
         mixer=mixer,
         ledger=store.ledger,
+        waits=waits,
         policy=config.rollout.starvation.policy,
         patience_s=config.rollout.starvation.patience_s,
         replan=replan,
@@ -140,6 +144,9 @@ def assemble(
         engines=engines,
         desk=desk,
         starvation=starvation,
+        waits=waits,
+        history=history,
+        logs=logs,
         connections=connections,
     )
     running = RunningConfig(
@@ -169,7 +176,7 @@ def assemble(
         control=control,
         engines=engines,
         checkpoints=checkpoints,
-        starvation=starvation,
+        waits=waits,
         sources=reloader,
         changed=changed,
         status=reporter.status,
@@ -195,15 +202,24 @@ def assemble(
         service=service,
         server=server,
         reporter=reporter,
+        history=history,
     )
 
 
-def _mixer(base: _Base, caps: RewardCaps) -> Mixer:
+def _mixer(base: _Base, caps: RewardCaps, waits: Waits, history: StepHistory) -> Mixer:
     config, ledger = base.config, base.store.ledger
     weights = [parse_weight(weight, directory=base.directory) for weight in config.data_source_weights]
     table = WeightTable(base.names, weights, ledger.statistics)
     metrics = StepMetrics(ledger, caps.cap)
-    lines = StepLog(metrics=metrics, table=table, caps=caps, logs=base.logs, log=base.logs.logger("mixer"))
+    lines = StepLog(
+        metrics=metrics,
+        table=table,
+        caps=caps,
+        waits=waits,
+        history=history,
+        logs=base.logs,
+        log=base.logs.logger("mixer"),
+    )
     return Mixer(
         ledger=ledger,
         journal=base.store,

@@ -163,7 +163,7 @@ class Daemon:
             await tasks.start(parts.pool.run)
             await tasks.start(parts.production.run)
             if self._config.status.http is not None:
-                await tasks.start(StatusServer(self._config.status.http, parts.reporter.status).run)
+                await tasks.start(StatusServer(self._config.status.http, parts.reporter.status, parts.history).run)
             tasks.start_soon(self._end_when_finished, parts, store, changed)
             self._log.info(
                 f"ready: {len(parts.lines)} sources, step {store.ledger.step}, socket {self._config.consumer.socket}"

@@ -33,6 +33,7 @@ __all__ = ["EngineControl"]
 class _Pause:
     owner: int
     timeout_s: float
+    since: float
 
 
 class EngineControl:
@@ -96,6 +97,12 @@ class EngineControl:
         """Whether a pause is in force."""
         return self._pause is not None
 
+    def describe_pause(self) -> str | None:
+        """For how long a pause has been in force, in words; ``None`` without one."""
+        if self._pause is None:
+            return None
+        return f"for {anyio.current_time() - self._pause.since:.0f} s (of {self._pause.timeout_s:g} s at most)"
+
     def in_flight(self) -> int:
         """Generations under way."""
         return self._pool.in_flight
@@ -109,7 +116,7 @@ class EngineControl:
         """
         if self._pause is not None and self._pause.owner != owner:
             raise BadRequest("another connection has paused generation; it ends with that connection or its deadline")
-        self._pause = _Pause(owner, timeout_s)
+        self._pause = _Pause(owner, timeout_s, anyio.current_time())
         self._pauses.notify()
         self._pool.pause()
         if mode == "abort":

@@ -21,7 +21,22 @@ from .partials import encode_partial, restore_samples
 from .records import Message, Prompt, Sample
 from .staleness import STALE
 
-__all__ = ["GroupProgress"]
+__all__ = ["GroupProgress", "GroupStanding"]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupStanding:
+    """How far a group is.
+
+    ``running_s``: seconds that it has been worked on since it was launched or the daemon started; ``generating``: index
+    and number of tokens so far of each sample that is not finished, the longest first; ``unscored``: samples that are
+    finished and have no reward yet.
+    """
+
+    group_index: int
+    running_s: float
+    generating: tuple[tuple[int, int], ...]
+    unscored: int
 
 
 @dataclass(slots=True)
@@ -64,6 +79,16 @@ class GroupProgress:
     def is_scored(self) -> bool:
         """Whether every sample is finished and has its reward."""
         return all(sample.is_finished and sample.reward is not None for sample in self.samples)
+
+    def standing(self, running_s: float) -> GroupStanding:
+        """How far the group is, ``running_s`` seconds after it was begun."""
+        generating = [(sample.index, len(sample.tokens)) for sample in self.samples if not sample.is_finished]
+        return GroupStanding(
+            group_index=self.flight.group_index,
+            running_s=round(running_s, 3),
+            generating=tuple(sorted(generating, key=lambda sample: (-sample[1], sample[0]))),
+            unscored=sum(1 for sample in self.samples if sample.is_finished and sample.reward is None),
+        )
 
     def dropped(self, reason: str) -> Dropped:
         """The event that ends the group without handing it out."""

@@ -25,7 +25,7 @@ from .engines import EnginePool, SamplingParams
 from .errors import EngineRejected, FrameError, GenerationFailed, RewardError, RewardTimeout
 from .filters import FilterError, Verdict
 from .frames import encode_group
-from .group_progress import GroupProgress
+from .group_progress import GroupProgress, GroupStanding
 from .ledger import Journal
 from .prompts import PromptSource, PromptUnavailable
 from .records import Group, Message, Prompt, Sample
@@ -93,6 +93,7 @@ class GroupRunner:
         self._policy_version = policy_version
         self._settings = settings
         self._log = log
+        self._runs: dict[int, tuple[GroupProgress, float]] = {}  # by group index: since when on the loop's clock
         self.failed_samples = 0
         self.replaced_samples = 0
         self.last_failure: str | None = None
@@ -100,16 +101,26 @@ class GroupRunner:
     async def run(self, flight: InFlight) -> GroupOutcome:
         """Take a launched group to its end; parks it when cancelled."""
         run = GroupProgress.resume(flight)
+        self._runs[flight.group_index] = run, anyio.current_time()
         try:
             with run.scope:
                 await self._work(run)
         except anyio.get_cancelled_exc_class():
             self._park(run)
             raise
+        finally:
+            del self._runs[flight.group_index]
         if run.failure is not None:
             self._drop(run, run.failure)
             return GroupOutcome.FAILED
         return self._finish(run)
+
+    def oldest(self) -> GroupStanding | None:
+        """How the group stands that was launched first of those worked on; ``None``: there is none."""
+        if not self._runs:
+            return None
+        run, since = self._runs[min(self._runs)]
+        return run.standing(anyio.current_time() - since)
 
     async def _work(self, run: GroupProgress) -> None:
         """Generate and score all samples; what cannot be done fails the run."""

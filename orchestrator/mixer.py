@@ -35,12 +35,13 @@ class Demand:
     """What one source has to produce.
 
     ``wanted`` groups for all planned batches, ``next_count`` of them for the next one; ``bound`` is how many may be in
-    flight and buffered.
+    flight and buffered, by the key of the config that ``bound_by`` names.
     """
 
     wanted: int
     next_count: int
     bound: int
+    bound_by: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,11 +176,12 @@ class Mixer:
         state = self._ledger.source(source)
         plan = self.plan()
         groups, size = self._buffer_bounds.get(source, (None, None))
-        bound = self.outstanding_bound - (self._ledger.outstanding - state.outstanding)
+        bounds = [(self.outstanding_bound - (self._ledger.outstanding - state.outstanding), "over_sampling_batch_size")]
         if groups is not None:
-            bound = min(bound, groups)
+            bounds.append((groups, "buffer.groups"))
         if size is not None and state.ready_bytes >= size:
-            bound = min(bound, state.outstanding)
+            bounds.append((state.outstanding, "buffer.bytes"))
+        bound, bound_by = min(bounds)
         next_count = plan[0].counts[source] if plan else 0
         loan = self._loan(plan[0]) if plan else None
         lent = max(0, loan.counts[source] - next_count) if isinstance(loan, Loan) else 0
@@ -187,6 +189,7 @@ class Mixer:
             wanted=sum(batch.counts[source] for batch in plan) + lent,
             next_count=next_count + lent,
             bound=max(0, bound),
+            bound_by=bound_by,
         )
 
     # -- standing in ---------------------------------------------------------------------------------------------------

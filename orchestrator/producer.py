@@ -20,6 +20,7 @@ from structlog.typing import FilteringBoundLogger
 
 from .broadcast import Broadcast
 from .buffer import InFlight, SourceState
+from .group_progress import GroupStanding
 from .group_run import GroupOutcome, GroupRunner
 from .ledger import Journal, Ledger
 from .mixer import Demand
@@ -42,7 +43,8 @@ class ProducerStatistics:
 
     ``acceptance``: measured share of finished groups that pass the filter; ``over_bound``: launches beyond the bound
     because the next batch lacked them; ``failed_samples``, ``replaced_samples``: generations that used up their
-    retries, and new attempts made for them; ``last_failure``: the newest of them in words.
+    retries, and new attempts made for them; ``last_failure``: the newest of them in words; ``oldest``: the group that
+    was launched first of those in flight.
     """
 
     acceptance: float
@@ -51,6 +53,7 @@ class ProducerStatistics:
     replaced_samples: int
     last_failure: str | None
     is_launching: bool
+    oldest: GroupStanding | None = None
 
 
 class Producer:
@@ -163,4 +166,5 @@ class Producer:
             replaced_samples=self._runner.replaced_samples,
             last_failure=self._runner.last_failure,
             is_launching=self._may_launch() and not self._state.paused,
+            oldest=self._runner.oldest(),
         )

@@ -11,13 +11,13 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Final
 
 from structlog.typing import FilteringBoundLogger
 
 from . import __version__
 from .config import Config
-from .consumer import Connection, LeaseDesk, Waiting
+from .consumer import Connection, LeaseDesk
 from .control import Control
 from .engine_control import EngineControl
 from .engines import EnginePool
@@ -28,10 +28,14 @@ from .mixer import Mixer, Shortage
 from .source_lines import SourceLine
 from .starvation import Starvation
 from .state import StateStore
-from .status import RunFacts, StepMetrics, build_status, explain
+from .status import Facts, RunFacts, StepHistory, StepMetrics, build_status, explain, step_point
+from .waits import Waiting, Waits
 from .weights import WeightTable
 
 __all__ = ["Reporter", "StepLog"]
+
+EVENTS: Final = 20
+"""Of the last log lines, in a status: a screen."""
 
 
 class StepLog:
@@ -41,16 +45,28 @@ class StepLog:
         metrics: makes them.
         table: the weights, for what went wrong with them at a step.
         caps: the reward caps, for the same.
+        waits: how long the trainer waited.
+        history: takes the figures of every step.
         logs: where lines go.
         log: for warnings.
     """
 
     def __init__(
-        self, *, metrics: StepMetrics, table: WeightTable, caps: RewardCaps, logs: LogHandle, log: FilteringBoundLogger
+        self,
+        *,
+        metrics: StepMetrics,
+        table: WeightTable,
+        caps: RewardCaps,
+        waits: Waits,
+        history: StepHistory,
+        logs: LogHandle,
+        log: FilteringBoundLogger,
     ) -> None:
         self._metrics = metrics
         self._table = table
         self._caps = caps
+        self._waits = waits
+        self._history = history
         self._logs = logs
         self._log = log
 
@@ -58,7 +74,12 @@ class StepLog:
         """A batch has formed just now."""
         for warning in (*self._table.at(batch.step).warnings, *self._caps.warnings(batch.step)):
             self._log.warning(warning)
-        self._logs.step(self._metrics.report(batch))
+        waited_s = self._waits.waited_s(batch.step)
+        if self._waits.for_engines.step == batch.step and self._waits.for_engines.is_told:
+            self._log.info(f"the batch of step {batch.step} is there after {waited_s:.0f} s")
+        report = self._metrics.report(batch, trainer_wait_s=waited_s)
+        self._logs.step(report)
+        self._history.add(step_point(batch.step, batch.policy_version, time.time(), report.slashed()))
 
 
 class Reporter:
@@ -76,6 +97,9 @@ class Reporter:
         engines: EngineControl,
         desk: LeaseDesk,
         starvation: Starvation,
+        waits: Waits,
+        history: StepHistory,
+        logs: LogHandle,
         connections: Mapping[int, Connection],
     ) -> None:
         self._config = config
@@ -87,6 +111,9 @@ class Reporter:
         self._engines = engines
         self._desk = desk
         self._starvation = starvation
+        self._waits = waits
+        self._history = history
+        self._logs = logs
         self._connections = connections
         self._started = time.monotonic()
 
@@ -96,22 +123,40 @@ class Reporter:
 
     def cause(self, why: Waiting | Shortage | None) -> dict[str, Any]:
         """Why no batch is formed, as a sentence and as facts."""
-        return explain(
-            waiting=why.reason if isinstance(why, Waiting) else None,
-            shortage=why if isinstance(why, Shortage) else None,
-            ledger=self._store.ledger,
+        state, ledger = self._store.statistics(), self._store.ledger
+        facts = Facts(
+            ledger=ledger,
+            demands={name: self._mixer.demand(name) for name in ledger.sources},
             producers={name: line.producer.statistics() for name, line in self._lines.items()},
             rewards={name: line.reward.statistics() for name, line in self._lines.items()},
+            weights=self._mixer.table.at(ledger.step).raw,
             engines=self._pool.statistics(),
-            is_paused=self._engines.is_paused,
+            paused_by=self._engines.describe_pause(),
             is_draining=self._control.is_draining,
+            waiting_requests=self._pool.waiting,
             disk_fault=self._store.fault,
+            unwritten_bytes=state.backlog_bytes,
+        )
+        return explain(
+            facts,
+            waiting=why.reason(time.monotonic()) if isinstance(why, Waiting) else None,
+            shortage=why if isinstance(why, Shortage) else None,
         )
 
-    def status(self) -> dict[str, Any]:
-        """Everything that ``orchestrator status --json`` prints."""
+    def _cause_now(self) -> dict[str, Any] | None:
+        """The cause of the wait for the next batch; ``None`` where it can be formed and nobody is kept from it."""
+        outlook, trainer = self._mixer.outlook(), self._waits.for_trainer
+        if isinstance(outlook, Shortage):
+            return self.cause(outlook)
+        return self.cause(trainer.why) if trainer.count else None
+
+    def status(self, history: int = 0) -> dict[str, Any]:
+        """Everything that ``orchestrator status --json`` prints, with the figures of that many of the last steps."""
         rollout = self._config.rollout
+        now = time.monotonic()
         facts = RunFacts(
+            time_s=round(time.time(), 3),
+            cause=self._cause_now(),
             run={
                 "name": self._config.run.name,
                 "version": __version__,
@@ -120,6 +165,7 @@ class Reporter:
                 "num_rollout": rollout.num_rollout,
                 "rollout_batch_size": rollout.rollout_batch_size,
                 "n_samples_per_prompt": rollout.n_samples_per_prompt,
+                "has_archive": False,
             },
             ledger=self._store.ledger,
             mixer=self._mixer,
@@ -133,9 +179,14 @@ class Reporter:
                 "draining": self._control.is_draining,
             },
             starvation=asdict(self._starvation.statistics()),
-            held={lease: holder.pid for lease, holder in self._desk.held.items()},
+            held={
+                lease: (holder.pid, round(now - self._desk.held_since(lease), 3))
+                for lease, holder in self._desk.held.items()
+            },
             connections=[{"pid": c.holder.pid, "client": c.client} for c in self._connections.values()],
             state=asdict(self._store.statistics()),
             problems=self._store.recovery.problems,
+            events=self._logs.recent.last(EVENTS),
+            history=self._history.last(history),
         )
-        return build_status(facts, self.cause)
+        return build_status(facts)

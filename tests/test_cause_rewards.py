@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.rewards import RewardStatistics
-from orchestrator.status.cause import reward_trouble
+from orchestrator.status.source_cause import reward_trouble
 
 URL = "http://judge:9000/score"
 

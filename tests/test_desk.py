@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.broadcast import Broadcast
-from orchestrator.consumer.desk import Handout, Holder, LeaseDesk, Waiting
+from orchestrator.consumer.desk import Handout, Holder, LeaseDesk
 from orchestrator.errors import BadWorldSize, LeaseUnknown, RankInUse
 from orchestrator.events import SourcePaused, VersionSet
 from orchestrator.ledger import Ledger, SourceSize
 from orchestrator.mixer import Finished, Mixer, Shortage
+from orchestrator.waits import Waiting
 from orchestrator.weights import WeightTable, parse_weight
 
 from .builders import MemoryJournal, frame_for, launch
@@ -122,7 +123,7 @@ def test_ranks_get_disjoint_complete_shares_of_the_same_step() -> None:
     shares = [d.take(ranks[0], 0, 4)]
     waiting = d.desk.claim(ranks[0], 0, 4)
     assert isinstance(waiting, Waiting)
-    assert "rank 1, 2, 3" in waiting.reason
+    assert "rank 1, 2, 3" in waiting.sentence
     shares += [d.take(ranks[rank], rank, 4) for rank in (3, 1, 2)]
     assert {share.batch.step for share in shares} == {0}
     assert sorted(i for share in shares for i in indices(share)) == sorted(

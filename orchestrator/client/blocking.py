@@ -188,9 +188,9 @@ class RolloutClient:
         """Let an engine go; its requests go on elsewhere. Returns how many."""
         return run_now(self._core.remove_engine(name))
 
-    def status(self) -> dict[str, Any]:
-        """Everything that ``orchestrator status --json`` prints."""
-        return run_now(self._core.status())
+    def status(self, *, history: int = 0) -> dict[str, Any]:
+        """Everything that ``orchestrator status --json`` prints; ``history`` of the last steps have their figures."""
+        return run_now(self._core.status(history=history))
 
     def set_weight(self, source: str, weight: float | str | None) -> dict[str, Any]:
         """Set a source's weight: a number, a ``"lambda step: …"`` text, a dotted path; ``None``: back to the file."""

@@ -149,9 +149,9 @@ class ClientCore(EngineCalls, ConfigCalls):
 
     # -- the run -------------------------------------------------------------------------------------------------------
 
-    async def status(self) -> dict[str, Any]:
-        """Everything that ``orchestrator status --json`` prints."""
-        return await self._call("status", {})
+    async def status(self, *, history: int = 0) -> dict[str, Any]:
+        """Everything that ``orchestrator status --json`` prints, with the figures of that many of the last steps."""
+        return await self._call("status", {"history": history} if history else {})
 
     async def set_weight(self, source: str, weight: float | str | None) -> dict[str, Any]:
         """Set a source's weight: a number, a ``"lambda step: …"`` text, a dotted path, ``None`` for back to the file.

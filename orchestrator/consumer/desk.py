@@ -12,6 +12,8 @@ Invariants:
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,6 +23,7 @@ from orchestrator.events import LeaseAcked, LeaseDiscarded, Resplit
 from orchestrator.leases import LeasedBatch, Share, split_batch
 from orchestrator.ledger import Journal, Ledger
 from orchestrator.mixer import Finished, Mixer, Shortage
+from orchestrator.waits import Waiting
 
 __all__ = ["Handout", "Holder", "LeaseDesk", "Waiting"]
 
@@ -46,13 +49,6 @@ class Handout:
     holder: Holder
 
 
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """Why a rank gets nothing now although the sources may have enough, in a sentence."""
-
-    reason: str
-
-
 class LeaseDesk:
     """See the module's invariants.
 
@@ -69,6 +65,7 @@ class LeaseDesk:
         self._mixer = mixer
         self._changed = changed
         self._held: dict[str, Holder] = {}  # lease → who holds it
+        self._since: dict[str, float] = {}  # lease → when it was handed out last, on the monotonic clock
         self._ranks: dict[int, Holder] = {}
 
     # -- ranks ---------------------------------------------------------------------------------------------------------
@@ -101,6 +98,10 @@ class LeaseDesk:
     def held(self) -> dict[str, Holder]:
         """Leases that live connections hold."""
         return dict(self._held)
+
+    def held_since(self, lease: str) -> float:
+        """When a lease that is held was handed out, on the monotonic clock."""
+        return self._since[lease]
 
     def leases_of(self, holder: Holder) -> set[str]:
         """Leases that this connection holds."""
@@ -138,24 +139,42 @@ class LeaseDesk:
         if not free and isinstance(outlook := self._mixer.outlook(), Finished):
             return outlook
         if len(mine) - len(free) >= MAX_LEASES_PER_RANK:
-            return Waiting(f"rank {rank} holds {MAX_LEASES_PER_RANK} leases: acknowledge one to get the next")
+            return self._too_many(rank, [(batch, share) for batch, share in mine if (batch, share) not in free])
         if free:
             return self._hand_out(holder, *free[0])
         late = self._ranks_that_lag()
         if late:
-            ranks = ", ".join(map(str, late))
-            return Waiting(f"step {self._ledger.step - 1} is not taken by rank {ranks} of {world_size} yet")
+            return self._lagging(late, world_size)
         formed = self._mixer.form(world_size)
         if isinstance(formed, LeasedBatch):
             return self._hand_out(holder, formed, formed.shares[rank])
         return formed
+
+    def _too_many(self, rank: int, held: Sequence[tuple[LeasedBatch, Share]]) -> Waiting:
+        steps = " and ".join(str(batch.step) for batch, _ in held)
+        pids = {self._held[self._lease(batch, share)].pid for batch, share in held}
+        who = f"rank {rank} (process {', '.join(map(str, sorted(pids)))})"
+        return Waiting(
+            f"it is the trainer: {who} holds {len(held)} leases, of steps {steps}: acknowledge one to get the next",
+            held_step=held[0][0].step,
+            held_since=min(self._since[self._lease(batch, share)] for batch, share in held),
+        )
+
+    def _lagging(self, late: Sequence[int], world_size: int) -> Waiting:
+        step = self._ledger.step - 1
+        newest = self._ledger.leases.batches[step]
+        taken = [self._since[lease] for share in newest.shares if (lease := self._lease(newest, share)) in self._held]
+        ranks = ", ".join(map(str, late))
+        sentence = f"it is the trainer: step {step} is not taken by rank {ranks} of {world_size} yet"
+        return Waiting(sentence, held_step=step, held_since=min(taken)) if taken else Waiting(sentence)
 
     def _lease(self, batch: LeasedBatch, share: Share) -> str:
         return self._ledger.leases.name(batch, share.rank)
 
     def _hand_out(self, holder: Holder, batch: LeasedBatch, share: Share) -> Handout:
         lease = self._lease(batch, share)
-        self._held[lease] = holder
+        self._since = {other: since for other, since in self._since.items() if other in self._held}
+        self._held[lease], self._since[lease] = holder, time.monotonic()
         return Handout(lease, batch, share, holder)
 
     def _ranks_that_lag(self) -> list[int]:

@@ -139,6 +139,12 @@ class Load(_Params, frozen=True):
     name: str
 
 
+class Status(_Params, frozen=True):
+    """``history``: of how many of the last steps to give the figures too."""
+
+    history: Annotated[int, msgspec.Meta(ge=0)] = 0
+
+
 class VerifyCheckpoints(_Params, frozen=True):
     """``name`` ``None``: all of them."""
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any, Protocol, cast
 
 import anyio
@@ -22,12 +21,12 @@ from orchestrator.events import SourcePaused, SourceResumed
 from orchestrator.frames import DEFAULT_MAX_PAYLOAD_BYTES
 from orchestrator.ledger import Journal, Ledger
 from orchestrator.mixer import Finished, Shortage
-from orchestrator.starvation import Starvation
+from orchestrator.waits import Waiting, Waits
 
 from . import methods as m
 from .checkpoint_methods import CheckpointControl, CheckpointMethods
 from .connection import Answer, Connection
-from .desk import Handout, LeaseDesk, Waiting
+from .desk import Handout, LeaseDesk
 from .engine_methods import EngineControl, EngineMethods, Method
 from .requests import Request
 from .source_methods import SourceControl, SourceMethods
@@ -80,10 +79,10 @@ class ConsumerService:
         control: weights and drain.
         engines: the engines' side.
         checkpoints: named checkpoints.
-        starvation: told of everybody who waits for a batch.
+        waits: told of everybody who waits for a batch.
         sources: the config file, and the sources.
         changed: notified when a waiting ``get_batch`` should look again.
-        status: everything that ``status`` reports.
+        status: everything that ``status`` reports, with the figures of that many of the last steps.
         cause: the sentence and the facts of why no batch is formed.
         connections: filled with the live connections, by number.
     """
@@ -99,10 +98,10 @@ class ConsumerService:
         control: RunControl,
         engines: EngineControl,
         checkpoints: CheckpointControl,
-        starvation: Starvation,
+        waits: Waits,
         sources: SourceControl,
         changed: Broadcast,
-        status: Callable[[], dict[str, Any]],
+        status: Callable[[int], dict[str, Any]],
         cause: Callable[[Waiting | Shortage | None], dict[str, Any]],
         connections: dict[int, Connection],
     ) -> None:
@@ -113,7 +112,7 @@ class ConsumerService:
         self._desk = desk
         self._control = control
         self._engines = engines
-        self._starvation = starvation
+        self._waits = waits
         self._marks: dict[int, int] = {}  # step → up to where the log has to be written before its batch is sent
         self._changed = changed
         self._status = status
@@ -127,7 +126,7 @@ class ConsumerService:
             **EngineMethods(engines, journal).methods(),
             **CheckpointMethods(checkpoints).methods(),
             **SourceMethods(sources, ledger).methods(),
-            "status": (m.NoParams, self._report_status),
+            "status": (m.Status, self._report_status),
             "set_weight": (m.SetWeight, self._set_weight),
             "pause": (m.Source, self._pause),
             "resume": (m.Source, self._resume),
@@ -203,8 +202,7 @@ class ConsumerService:
                 raise RunFinished(f"the run ended after {got.step} batches", data={"leftover": got.leftover})
             if self._control.is_draining:
                 raise ShuttingDown("the daemon is draining and forms no more batches")
-            waits = self._starvation.waiting(got.step) if isinstance(got, Shortage) else nullcontext()
-            with anyio.CancelScope(deadline=deadline) as waiting, waits:
+            with anyio.CancelScope(deadline=deadline) as waiting, self._waits.waiting(self._ledger.step, got):
                 await changed.wait()
             if waiting.cancelled_caught:
                 raise self._timeout(limit, got)
@@ -262,10 +260,10 @@ class ConsumerService:
     async def _cancel(self, connection: Connection, params: m.Cancel) -> Answer:
         return Answer({"cancelled": connection.cancel(params.id)})
 
-    async def _report_status(self, _: Connection, __: m.NoParams) -> Answer:
+    async def _report_status(self, _: Connection, params: m.Status) -> Answer:
         with anyio.move_on_after(STATUS_WRITE_DEADLINE_S):
             await self._journal.written()
-        return Answer(self._status())
+        return Answer(self._status(params.history))
 
     async def _set_weight(self, connection: Connection, params: m.SetWeight) -> Answer:
         self._control.set_weight(params.source, params.weight, by=_who(connection))

@@ -19,6 +19,7 @@ import structlog
 from structlog.typing import FilteringBoundLogger
 
 from .lines import ConsoleLines, EcsLines
+from .recent import RecentEvents
 from .writer import FLUSH_DEADLINE_S, LogWriter, Sink
 
 __all__ = ["LEVELS", "LogHandle", "StepFigures", "configure_logging"]
@@ -86,10 +87,11 @@ class LogHandle:
     def __init__(self, sink: Sink, lines: EcsLines | ConsoleLines, *, level: str, is_text: bool) -> None:
         self._lines = lines
         self._is_text = is_text
+        self.recent = RecentEvents()
         self._writer = LogWriter(sink, self._loss)
         self._root: FilteringBoundLogger = structlog.wrap_logger(
             _Outlet(self._writer.offer),
-            processors=[lines],
+            processors=[self.recent, lines],
             wrapper_class=structlog.make_filtering_bound_logger(level),
             context_class=dict,
             cache_logger_on_first_use=False,

@@ -1,8 +1,19 @@
 """What the daemon says of itself: status, the cause of a late batch, the metrics of each step."""
 
-from .cause import explain
+from .cause import Facts, explain
+from .history import StepHistory, step_point
 from .http import StatusServer
 from .report import RunFacts, build_status
 from .step_metrics import StepMetrics, StepReport
 
-__all__ = ["RunFacts", "StatusServer", "StepMetrics", "StepReport", "build_status", "explain"]
+__all__ = [
+    "Facts",
+    "RunFacts",
+    "StatusServer",
+    "StepHistory",
+    "StepMetrics",
+    "StepReport",
+    "build_status",
+    "explain",
+    "step_point",
+]

@@ -1,15 +1,18 @@
-"""Health, status and metrics over HTTP, for probes, Prometheus and people.
+"""The page, health, status and metrics over HTTP, for people, probes and Prometheus.
 
 Invariants:
 
-* Read only: nothing here changes the run.
+* Read only: nothing here changes the run. Nothing that is served names another host, and a browser is told to ask none.
 * ``/-/healthy`` answers while the event loop turns; ``/-/ready`` when at least one engine is up.
+* At a loopback address only requests for ``localhost``, an IP address or the configured name are answered: a foreign
+  name that leads here is a page of somebody else's asking through this machine's browser (DNS rebinding).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import ipaddress
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
 
 import anyio
 import orjson
@@ -18,10 +21,16 @@ from anyio.abc import TaskStatus
 
 from orchestrator.errors import StateError
 
-from .cause import AT_WORK
+from .assets import HEADERS, read_assets
+from .history import StepHistory
 from .prometheus import render_metrics
+from .source_cause import AT_WORK
+from .stream import Streams
 
 __all__ = ["StatusServer"]
+
+STOP_DEADLINE_S: Final = 2.0
+"""For answers under way when the daemon stops."""
 
 
 class StatusServer:
@@ -30,12 +39,15 @@ class StatusServer:
     Args:
         address: ``host:port``.
         status: everything that ``orchestrator status --json`` prints.
+        history: the figures of the steps.
     """
 
-    def __init__(self, address: str, status: Callable[[], dict[str, Any]]) -> None:
-        self._host, _, port = address.rpartition(":")
+    def __init__(self, address: str, status: Callable[[], dict[str, Any]], history: StepHistory) -> None:
+        host, _, port = address.rpartition(":")
+        self._host = host.strip("[]")
         self._port = int(port)
         self._status = status
+        self._streams = Streams(status, history)
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
         """Serve until cancelled.
@@ -43,15 +55,18 @@ class StatusServer:
         Raises:
             StateError: the address cannot be listened on.
         """
-        app = web.Application()
+        app = web.Application(middlewares=[self._guard])
+        for path, asset in (await read_assets()).items():
+            app.router.add_get(path, asset)
+        app.router.add_get("/events", self._streams.serve)
         app.router.add_get("/-/healthy", self._healthy)
         app.router.add_get("/-/ready", self._ready)
         app.router.add_get("/status", self._report)
         app.router.add_get("/metrics", self._metrics)
-        runner = web.AppRunner(app, access_log=None)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=STOP_DEADLINE_S / 2)
         await runner.setup()
         try:
-            await web.TCPSite(runner, self._host.strip("[]"), self._port).start()
+            await web.TCPSite(runner, self._host, self._port).start()
             task_status.started()
             await anyio.sleep_forever()
         except OSError as error:
@@ -60,8 +75,30 @@ class StatusServer:
                 " to null"
             ) from error
         finally:
-            with anyio.CancelScope(shield=True), anyio.move_on_after(2):
+            with anyio.CancelScope(shield=True), anyio.move_on_after(STOP_DEADLINE_S):
+                self._streams.close()
                 await runner.cleanup()
+
+    @web.middleware
+    async def _guard(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        if not self._may_be_called(request.host):
+            text = f"this address answers to localhost and to IP addresses only, not to {request.host[:80]!r}\n"
+            return web.Response(status=421, text=text, headers=HEADERS)
+        try:
+            response = await handler(request)
+        except web.HTTPException as refusal:
+            refusal.headers.update(HEADERS)
+            raise
+        if not response.prepared:
+            response.headers.update(HEADERS)
+        return response
+
+    def _may_be_called(self, host: str) -> bool:
+        """Whether the ``Host`` of a request may be meant; where the network may come in, any may."""
+        name = _without_port(host)
+        return not _is_loopback(self._host) or name in ("localhost", self._host.lower()) or _is_address(name)
 
     async def _healthy(self, _: web.Request) -> web.Response:
         return web.Response(text="ok\n")
@@ -80,3 +117,21 @@ class StatusServer:
         return web.Response(
             body=render_metrics(self._status), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
         )
+
+
+def _without_port(host: str) -> str:
+    """``localhost:8642`` and ``[::1]:8642`` without their ports and brackets, in lower case."""
+    name = host.partition("]")[0].removeprefix("[") if host.startswith("[") else host.partition(":")[0]
+    return name.lower().rstrip(".")
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_loopback(host: str) -> bool:
+    return host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)

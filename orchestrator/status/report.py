@@ -9,17 +9,18 @@ Invariants:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from orchestrator.buffer import DropCount, SourceState
 from orchestrator.engines import EngineStatistics
 from orchestrator.ledger import Ledger
-from orchestrator.mixer import Finished, Mixer, Shortage
+from orchestrator.mixer import Finished, Mixer
 from orchestrator.producer import ProducerStatistics
 from orchestrator.rewards import RewardStatistics
 
+from .headline import headline
 from .weights import weight_in_force
 
 __all__ = ["RunFacts", "build_status"]
@@ -29,9 +30,14 @@ __all__ = ["RunFacts", "build_status"]
 class RunFacts:
     """What the status is built from, as it is at one moment.
 
-    ``held`` maps leases to the pid that holds them; ``connections`` lists clients; ``state`` are the counts of the
-    state store; ``problems`` is what the restart found damaged.
+    ``cause``: why no batch is formed, ``None`` where one can be; ``held`` maps leases to the pid that holds them and
+    for how many seconds; ``connections`` lists clients; ``state`` are the counts of the state store; ``problems`` is
+    what the restart found damaged; ``events`` are the last log lines, ``history`` the last steps' figures
+    (:func:`~orchestrator.status.history.step_point`).
     """
+
+    time_s: float
+    cause: Mapping[str, Any] | None
 
     run: Mapping[str, Any]
     ledger: Ledger
@@ -41,24 +47,26 @@ class RunFacts:
     engines: Sequence[EngineStatistics]
     generation: Mapping[str, Any]
     starvation: Mapping[str, Any]
-    held: Mapping[str, int]
+    held: Mapping[str, tuple[int, float]]
     connections: Sequence[Mapping[str, Any]]
     state: Mapping[str, Any]
     problems: Sequence[str]
+    events: Sequence[Mapping[str, Any]]
+    history: Sequence[Mapping[str, Any]]
 
 
-def build_status(facts: RunFacts, explain: Callable[[Shortage | None], dict[str, Any]]) -> dict[str, Any]:
-    """The status object; ``explain`` gives the cause of a shortage."""
+def build_status(facts: RunFacts) -> dict[str, Any]:
+    """The status object."""
     ledger, mixer = facts.ledger, facts.mixer
-    outlook = mixer.outlook()
     plan = mixer.plan()
     leased = Counter(group.source for _, share in ledger.leases.open_shares() for group in share.groups)
-    return {
+    status = {
+        "time": facts.time_s,
         "run": dict(facts.run),
         "step": ledger.step,
         "policy_version": ledger.policy_version,
-        "is_finished": isinstance(outlook, Finished),
-        "cause": explain(outlook) if isinstance(outlook, Shortage) else None,
+        "is_finished": isinstance(mixer.outlook(), Finished),
+        "cause": facts.cause,
         "next_group_index": ledger.next_group,
         "sources": {name: _source(facts, state, leased[name]) for name, state in ledger.sources.items()},
         "retired": {name: _account(state, leased[name]) for name, state in ledger.retired.items()},
@@ -70,7 +78,10 @@ def build_status(facts: RunFacts, explain: Callable[[Shortage | None], dict[str,
         "connections": list(facts.connections),
         "state": dict(facts.state),
         "problems": list(facts.problems),
+        "events": list(facts.events),
+        "history": list(facts.history),
     }
+    return status | {"headline": headline(status)}
 
 
 def _source(facts: RunFacts, state: SourceState, leased: int) -> dict[str, Any]:
@@ -88,10 +99,12 @@ def _source(facts: RunFacts, state: SourceState, leased: int) -> dict[str, Any]:
         "handed_out": state.handed_out,
         "overtakings": state.overtakings,
         "response_len": state.lengths.report(state.handed_out_lengths),
+        "partial_groups": sum(1 for flight in state.in_flight.values() if flight.partials),
         "buffered_bytes": state.ready_bytes,
         "wanted": demand.wanted,
         "next_count": demand.next_count,
         "bound": demand.bound,
+        "bound_by": demand.bound_by,
         "producer": asdict(facts.producers[state.name]),
         "reward": asdict(facts.rewards[state.name]),
     }
@@ -125,6 +138,7 @@ def _leases(facts: RunFacts) -> list[dict[str, Any]]:
     leases = []
     for batch, share in facts.ledger.leases.open_shares():
         lease = facts.ledger.leases.name(batch, share.rank)
+        pid, held_s = facts.held.get(lease, (None, None))
         leases.append(
             {
                 "lease": lease,
@@ -132,7 +146,8 @@ def _leases(facts: RunFacts) -> list[dict[str, Any]]:
                 "rank": share.rank,
                 "world_size": batch.world_size,
                 "groups": len(share.groups),
-                "held_by_pid": facts.held.get(lease),
+                "held_by_pid": pid,
+                "held_s": held_s,
             }
         )
     return leases

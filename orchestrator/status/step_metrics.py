@@ -25,15 +25,20 @@ __all__ = ["StepMetrics", "StepReport"]
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """One step: ``sources[name]`` holds the nested metrics of a source."""
+    """One step: ``sources[name]`` holds the nested metrics of a source.
+
+    ``trainer_wait_s``: seconds that the trainer waited for this batch because it could not be formed; 0 where it was
+    there when it was asked for.
+    """
 
     step: int
     policy_version: int
     sources: dict[str, dict[str, Any]]
+    trainer_wait_s: float = 0.0
 
     def slashed(self) -> dict[str, float]:
         """The same under the seed's names: ``rollout/{source}/response_len/mean`` and so on."""
-        flat: dict[str, float] = {}
+        flat: dict[str, float] = {"rollout/trainer_wait_s": self.trainer_wait_s}
         for name, metrics in self.sources.items():
             _flatten(f"rollout/{name}", metrics, flat)
         return flat
@@ -68,14 +73,14 @@ class StepMetrics:
         self._reward_cap = reward_cap
         self._before = {name: self._flow(state) for name, state in (ledger.sources | ledger.retired).items()}
 
-    def report(self, batch: LeasedBatch) -> StepReport:
-        """The metrics of a batch that was formed just now."""
+    def report(self, batch: LeasedBatch, *, trainer_wait_s: float = 0.0) -> StepReport:
+        """The metrics of a batch that was formed just now, after the trainer had waited for it so long."""
         groups: dict[str, list[StoredGroup]] = {name: [] for name in self._ledger.sources}
         for share in batch.shares:
             for group in share.groups:
                 groups[group.source].append(group)
         sources = {name: self._source(batch, self._ledger.source(name), groups[name]) for name in groups}
-        return StepReport(batch.step, batch.policy_version, sources)
+        return StepReport(batch.step, batch.policy_version, sources, trainer_wait_s)
 
     def _source(self, batch: LeasedBatch, state: SourceState, groups: list[StoredGroup]) -> dict[str, Any]:
         ages = [staleness(batch.policy_version, group.oldest_version) for group in groups]
@@ -116,4 +121,10 @@ class StepMetrics:
 
 
 def _spread(summary: Summary) -> dict[str, float]:
-    return {"mean": summary.mean, "median": summary.median, "max": summary.max, "min": summary.min}
+    return {
+        "mean": summary.mean,
+        "median": summary.median,
+        "max": summary.max,
+        "min": summary.min,
+        "std": summary.std,
+    }

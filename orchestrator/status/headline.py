@@ -1,0 +1,62 @@
+"""How the run stands, in one sentence: the first thing that the page, ``top`` and ``status`` show.
+
+Invariants:
+
+* A pure function of a status; who shows it adds nothing of their own.
+* ``level`` says how loud: ``late`` (somebody waits, and longer than a moment), ``waiting`` (a batch is not there yet,
+  or the run is kept from going on), ``good``, ``quiet`` (it has ended).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+__all__ = ["headline"]
+
+MOMENT_S: Final = 2.0
+"""A batch that is waited for no longer than this is not late yet."""
+
+
+def headline(status: Mapping[str, Any]) -> dict[str, str]:
+    """``{"level", "text"}`` of a status as :func:`~orchestrator.status.report.build_status` makes it."""
+    if status["is_finished"] and not status["leases"]:
+        return _say("quiet", f"The run is finished after {status['step']} batches.")
+    cause, waits = status["cause"], status["starvation"]
+    if cause is not None and waits["waiting"]:
+        waited = waits["waiting_s"] or 0.0
+        if cause["kind"] == "trainer":
+            return _say("waiting", f"No batch for now: {cause['sentence']}")
+        late = f"The trainer has been waiting for {_seconds(waited)}: " if waited else "The trainer is waiting: "
+        return _say("late" if waited > MOMENT_S else "waiting", late + cause["sentence"])
+    if status["state"]["fault"]:
+        return _say("late", f"The state cannot be written: {status['state']['fault']}")
+    if status["generation"]["draining"]:
+        return _say("waiting", "Drained: nothing is launched any more; what is there is handed out.")
+    if cause is not None:
+        return _say("waiting", f"{_trainer(status)} The next batch is not there yet: {cause['sentence']}")
+    if status["is_finished"]:
+        return _say("good", f"{_trainer(status)} It is the end of the run.")
+    return _say("good", f"{_trainer(status)} The next batch is ready.")
+
+
+def _say(level: str, text: str) -> dict[str, str]:
+    return {"level": level, "text": text}
+
+
+def _trainer(status: Mapping[str, Any]) -> str:
+    """What the trainer does, as far as the leases tell."""
+    held = [lease for lease in status["leases"] if lease["held_s"] is not None]
+    if held:
+        oldest = max(held, key=lambda lease: lease["held_s"])
+        return f"The trainer has been working on step {oldest['step']} for {_seconds(oldest['held_s'])}."
+    if status["leases"]:
+        return f"Nobody holds step {status['leases'][0]['step']}, which is not acknowledged and will come again."
+    return "Nobody holds a batch."
+
+
+def _seconds(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
