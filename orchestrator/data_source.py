@@ -28,7 +28,7 @@ from .apportionment import apportion
 from .errors import CorruptState, ForeignState, StateError, WeightError
 from .slime_bridge.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from .slime_bridge.options import BATCHES_FORMED, read_options
-from .slime_bridge.prompts import load_tokenizer, read_prompts
+from .slime_bridge.prompts import PromptRow, load_tokenizer, read_prompts, read_through_slime
 from .slime_bridge.samples import SOURCE_KEY, STEP_KEY, WEIGHT_KEY, leaves, sample_type
 from .slime_bridge.sources import Group, Source, Sources
 from .weights import WeightRow
@@ -56,11 +56,9 @@ class MultipleWeightedRolloutDataSourceWithBuffer:
         self.metadata: dict[str, Any] = {}
         self._options = read_options(args)
         self._sample = sample_type()
-        tokenizer = load_tokenizer(self._options.prompts)
         seed = self._options.seed if self._options.shuffle else None
         self._sources = Sources(
-            Source(name, read_prompts(path, self._options.prompts, tokenizer), seed)
-            for name, path in zip(self._options.names, self._options.paths, strict=True)
+            Source(name, rows, seed) for name, rows in zip(self._options.names, self._read(), strict=True)
         )
         self._carry: Sequence[float] = [0.0] * len(self._options.names)
         self._counted_steps = 0
@@ -69,6 +67,15 @@ class MultipleWeightedRolloutDataSourceWithBuffer:
         self._next_sample = 0
         self._warned: int | None = None  # the last step whose warnings were logged
         self._lock = threading.RLock()
+
+    def _read(self) -> list[list[PromptRow]]:
+        """The prompts of each source: by slime's own loader where slime is, else by ours."""
+        by_slime = [read_through_slime(self.args, path) for path in self._options.paths]
+        read = [rows for rows in by_slime if rows is not None]
+        if len(read) == len(by_slime):
+            return read
+        tokenizer = load_tokenizer(self._options.prompts)
+        return [read_prompts(path, self._options.prompts, tokenizer) for path in self._options.paths]
 
     # -- handing out --------------------------------------------------------------------------------------------------
 
@@ -121,21 +128,21 @@ class MultipleWeightedRolloutDataSourceWithBuffer:
         source = self._sources[self._options.names[drawn.counts.index(1)]]
         prompt = source.next_prompt()
         tags = {SOURCE_KEY: source.name, WEIGHT_KEY: row.shares[source.name], STEP_KEY: row.step}
-        group = [
-            self._sample(
-                group_index=self._next_group,
-                index=self._next_sample + i,
-                prompt=copy.deepcopy(prompt.prompt),
-                label=copy.deepcopy(prompt.label),
-                metadata=copy.deepcopy(prompt.metadata) | tags,
-            )
-            for i in range(self._options.n_samples_per_prompt)
-        ]
+        group = [self._new_sample(prompt, i, tags) for i in range(self._options.n_samples_per_prompt)]
         self._carry = drawn.carry
         self._next_group += 1
         self._next_sample += len(group)
         self._count_group()
         return group
+
+    def _new_sample(self, prompt: PromptRow, place: int, tags: dict[str, Any]) -> Any:
+        if prompt.prototype is not None:
+            sample = copy.deepcopy(prompt.prototype)
+        else:
+            sample = self._sample(prompt=copy.deepcopy(prompt.prompt), label=copy.deepcopy(prompt.label))
+        sample.metadata = copy.deepcopy(prompt.metadata) | tags
+        sample.group_index, sample.index = self._next_group, self._next_sample + place
+        return sample
 
     def _count_group(self) -> None:
         batches, self._in_batch = divmod(self._in_batch + 1, self._options.rollout_batch_size)

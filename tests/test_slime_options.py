@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
@@ -194,6 +195,53 @@ def test_long_prompts_are_left_out(tmp_path: Path) -> None:
     rows = [{"input": "a b c"}, {"input": "a b c d"}, {"input": "a"}]
     samples = prompts(tmp_path, rows, rollout_max_prompt_len=3, hf_checkpoint="a-model")
     assert [sample.prompt for sample in samples] == ["a b c", "a"]
+
+
+SLIMES_LOADER = """
+import json
+from types import SimpleNamespace
+from slime.utils.types import Sample
+
+class RolloutDataSourceWithBuffer:
+    def __init__(self, args):
+        assert args.rollout_global_dataset and not args.rollout_shuffle and args.buffer_filter_path is None
+        rows = [json.loads(line) for line in open(args.prompt_data)]
+        samples = [Sample(prompt=row["input"].upper(), label=row["answer"], metadata=row["metadata"]) for row in rows]
+        for sample in samples:
+            sample.multimodal_inputs = {"images": [sample.label]}
+        self.dataset = SimpleNamespace(samples=samples)
+"""
+
+
+def test_files_are_read_by_slimes_own_data_source_where_slime_is(tmp_path: Path) -> None:
+    """In a process of its own: whatever slime's loader makes of a row is handed out, n times, with our tags."""
+    write_stand_in(tmp_path)
+    (tmp_path / "slime/rollout/data_source.py").write_text(SLIMES_LOADER)
+    program = """
+import sys
+from tests.slime_side import DataSource, make_args
+from pathlib import Path
+args = make_args(Path(sys.argv[1]), {"a": 1, "b": 1}, rollout_shuffle=True, buffer_filter_path=None)
+data = DataSource(args)
+groups = data.get_samples(28)
+assert args.rollout_shuffle and isinstance(args.prompt_data, list), "slime's own options stay as they are"
+for group in groups:
+    one, two = group
+    assert one.of_slime and one.prompt in {f"{name} {i}" for name in "AB" for i in range(7)}
+    assert one.multimodal_inputs == {"images": [one.label]} and one.multimodal_inputs is not two.multimodal_inputs
+    assert one.metadata["data_source"] == one.prompt[0].lower() and "row" in one.metadata
+assert sorted({g[0].prompt for g in groups[:14]}) == sorted({g[0].prompt for g in groups[14:]})
+assert [s.index for g in groups for s in g] == list(range(56))
+print("ok")
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)],
+        env={"PYTHONPATH": f"{tmp_path}:{Path(__file__).parent.parent}", "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        timeout=30,
+        check=False,
+    )
+    assert run.stdout.decode().strip() == "ok", run.stderr.decode()
 
 
 @pytest.mark.usefixtures("slime")

@@ -11,6 +11,7 @@ this reader is apart from the daemon's ``orchestrator.prompts``, which is a floo
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import random
@@ -24,7 +25,7 @@ from orchestrator.errors import PromptFileError
 from .options import PromptOptions, split_rows
 from .samples import optional_module
 
-__all__ = ["PromptRow", "load_tokenizer", "permutation", "read_prompts"]
+__all__ = ["PromptRow", "load_tokenizer", "permutation", "read_prompts", "read_through_slime"]
 
 MAX_PROBLEMS: Final = 20
 """Bad rows that one error names: enough to see the pattern, few enough to read."""
@@ -39,11 +40,15 @@ class _BadRow(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class PromptRow:
-    """One prompt: text or chat messages, any label, and metadata."""
+    """One prompt: text or chat messages, any label, and metadata.
+
+    ``prototype`` is slime's own sample of it, where slime has read the file: it may hold more, such as images.
+    """
 
     prompt: str | list[dict[str, Any]]
     label: Any
     metadata: dict[str, Any]
+    prototype: Any = None
 
 
 def permutation(*, seed: int, name: str, epoch: int, rows: int) -> list[int]:
@@ -71,6 +76,30 @@ def load_tokenizer(options: PromptOptions) -> Any:
             " installed here; leave them out, or put rendered prompts into the files"
         )
     return module.load_tokenizer(options.hf_checkpoint, trust_remote_code=True)
+
+
+def read_through_slime(args: Any, path: str) -> list[PromptRow] | None:
+    """All prompts of a file as slime's own ``RolloutDataSourceWithBuffer`` reads them, in the file's order.
+
+    Whatever that version of slime knows of formats, templates and images holds for our sources too. Order, cursor and
+    buffer are ours: slime's are of one source, and are not saved whole.
+
+    Returns:
+        ``None`` where slime is not installed, or has no such class.
+
+    Raises:
+        PromptFileError: no prompt is left.
+    """
+    module = optional_module("slime.rollout.data_source")
+    kind = getattr(module, "RolloutDataSourceWithBuffer", None)
+    if kind is None:
+        return None
+    own = copy.copy(args)
+    own.prompt_data, own.rollout_global_dataset, own.rollout_shuffle, own.buffer_filter_path = path, True, False, None
+    samples = kind(own).dataset.samples
+    if not samples:
+        raise PromptFileError(f"{path}: there is no prompt in it, or none short enough")
+    return [PromptRow(sample.prompt, sample.label, dict(sample.metadata or {}), sample) for sample in samples]
 
 
 def read_prompts(path: str, options: PromptOptions, tokenizer: Any = None) -> list[PromptRow]:
