@@ -35,7 +35,7 @@ LINE_EVERY = 25
 def demo(
     *,
     schedule: Literal["curriculum", "mix", "hard-only"] = "curriculum",
-    steps: Annotated[int, Parameter(validator=validators.Number(gte=1, lte=100_000))] = 600,
+    steps: Annotated[int, Parameter(validator=validators.Number(gte=1, lte=100_000))] = 500,
     seeds: Annotated[int | None, Parameter(validator=validators.Number(gte=1, lte=100))] = None,
     first_seed: Annotated[int, Parameter(validator=validators.Number(gte=0, lte=1_000_000))] = 0,
     compare: Annotated[bool, Parameter(negative=())] = False,
