@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from examples.curriculum_learning.trainer import State
-from orchestrator.demo.progress import Run
+from examples.curriculum_learning.tiny_llama import write_gguf
+from examples.curriculum_learning.trainer import State, train, update
+from orchestrator.client import RolloutClient
+from orchestrator.demo.keeper import Keeper
+from orchestrator.demo.progress import ProgressFile, Run
 from orchestrator.demo.run import Moment, run
+from orchestrator.demo.setup import Places, working_directory, write_config
 
 STEPS = 40
 CHANCE = 0.5 / 16 + 0.5 / 16**2
@@ -87,6 +92,43 @@ def test_every_step_was_trained_on_once(finished: Run, folder: Path, moments: li
         again = noted.setdefault(values["step"], values)
         same = ("weights", "counts", "rewards", "samples", "versions")  # a batch that came again was the same batch
         assert [values[key] for key in same] == [again[key] for key in same]
+
+
+def test_a_batch_that_was_saved_and_not_acknowledged_is_passed_over(tmp_path: Path) -> None:
+    """What a kill between saving and acknowledging leaves: the batch comes again, and is not trained on again."""
+    places = Places(tmp_path)
+    write_config(places, schedule="curriculum", seed=1, steps=3, http=None)
+    places.trainer.mkdir()
+    state = State.initial(1)
+    write_gguf(state.parameters, places.model)
+    command = [sys.executable, "-m", "orchestrator", "run", str(places.config)]
+    with Keeper("daemon", command, tmp_path / "out", environment={}, directory=working_directory()):
+        with RolloutClient(places.socket, connect_timeout_s=30) as client:
+            batch = client.get_batch(timeout_s=30)
+            update(state, batch)
+            state.save(places.trainer / "trainer.npz")
+        with RolloutClient(places.socket, connect_timeout_s=30) as client:
+            train(client, places.trainer, State.load(places.trainer / "trainer.npz"))
+            assert client.status()["policy_version"] == 3
+    assert [step.step for step in ProgressFile(places.progress).read()] == [1, 2]
+    last = State.load(places.trainer / "trainer.npz")
+    assert last.step == 3
+    assert last.parameters.keys() == last.mean.keys() == last.square.keys() == state.parameters.keys()
+
+
+def test_what_is_saved_is_everything(tmp_path: Path) -> None:
+    state = State.initial(4)
+    state.mean["output.weight"] += 1
+    state.square["output.weight"] += 2
+    state.step = 7
+    state.save(tmp_path / "trainer.npz")
+    loaded = State.load(tmp_path / "trainer.npz")
+    assert loaded.step == 7
+    for name, array in state.parameters.items():
+        assert np.array_equal(loaded.parameters[name], array)
+        assert np.array_equal(loaded.mean[name], state.mean[name])
+        assert np.array_equal(loaded.square[name], state.square[name])
+        assert loaded.parameters[name].dtype == np.float32
 
 
 def test_tokens_bear_the_version_of_the_parameters_that_drew_them(finished: Run) -> None:

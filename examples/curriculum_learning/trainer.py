@@ -72,8 +72,8 @@ class State:
     def initial(cls, seed: int) -> State:
         """Random parameters."""
         parameters = initial_parameters(seed)
-        zeros = {name: numpy.zeros_like(array) for name, array in parameters.items()}
-        return cls(parameters, zeros, dict(zeros))
+        mean, square = ({name: numpy.zeros_like(array) for name, array in parameters.items()} for _ in range(2))
+        return cls(parameters, mean, square)
 
     @classmethod
     def load(cls, path: Path) -> State:

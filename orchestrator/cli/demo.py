@@ -11,10 +11,13 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter, validators
+
+from .exit_codes import FAILED, OK
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -69,24 +72,25 @@ def demo(
     """
     from rich.console import Console
 
-    from orchestrator.demo.display import comparison, summary
     from orchestrator.demo.setup import SCHEDULES
 
     if picture.suffix.lower() != ".png":
         raise SystemExit(f"{picture}: the picture is a PNG file; write --picture {picture.with_suffix('.png').name}")
     console = Console(highlight=False)
     count = seeds or (FRESH_SEEDS if compare else 1)
-    runs: list[Run] = []
-    with _folder(keep) as folder:
-        for name in SCHEDULES if compare else (schedule,):
-            for seed in range(first_seed, first_seed + count):
-                runs.append(_watch(folder / f"{name}-{seed}", name, seed, steps, http, console))
-                console.print(summary(runs[-1]))
-    _draw(runs, steps, picture)
-    if len(runs) > 1:
-        console.print(comparison(runs))
-    console.print(f"The picture of it is {picture}" + (f"; everything else is in {keep}" if keep else ""))
-    return 0
+    wanted = [
+        (n, seed) for n in (SCHEDULES if compare else [schedule]) for seed in range(first_seed, first_seed + count)
+    ]
+    try:
+        with _folder(keep) as folder:
+            runs = [_watch(folder / f"{name}-{seed}", name, seed, steps, http, console) for name, seed in wanted]
+    except KeyboardInterrupt:
+        console.print("Interrupted." + (f" With --keep {keep} again it goes on." if keep else ""))
+        return FAILED
+    _conclude(runs, steps, picture, console)
+    if keep is not None:
+        console.print(f"Everything else is in {keep}")
+    return OK
 
 
 @contextmanager
@@ -102,13 +106,17 @@ def _watch(folder: Path, schedule: Schedule, seed: int, steps: int, http: str | 
     """One run with its display: live on a terminal, a line every now and then elsewhere."""
     from rich.live import Live
 
-    from orchestrator.demo.display import live
+    from orchestrator.demo.display import live, summary
     from orchestrator.demo.run import run
 
-    if not console.is_terminal:
-        return run(folder, schedule=schedule, seed=seed, steps=steps, http=http, show=_lines(console))
-    with Live(console=console, refresh_per_second=4, transient=True) as screen:
-        return run(folder, schedule=schedule, seed=seed, steps=steps, http=http, show=lambda m: screen.update(live(m)))
+    start = partial(run, folder, schedule=schedule, seed=seed, steps=steps, http=http)
+    if console.is_terminal:
+        with Live(console=console, refresh_per_second=4, transient=True) as screen:
+            finished = start(show=lambda moment: screen.update(live(moment)))
+    else:
+        finished = start(show=_lines(console))
+    console.print(summary(finished))
+    return finished
 
 
 def _lines(console: Console) -> Callable[[Moment], None]:
@@ -127,7 +135,9 @@ def _lines(console: Console) -> Callable[[Moment], None]:
     return show
 
 
-def _draw(runs: list[Run], steps: int, path: Path) -> None:
+def _conclude(runs: list[Run], steps: int, picture: Path, console: Console) -> None:
+    """Draw all runs, by schedule; several are compared in a table as well."""
+    from orchestrator.demo.display import comparison
     from orchestrator.demo.picture import Panel, draw
 
     panels = []
@@ -135,4 +145,7 @@ def _draw(runs: list[Run], steps: int, path: Path) -> None:
         of = [run for run in runs if run.schedule == schedule]
         seeds = "seed " if len(of) == 1 else "seeds "
         panels.append(Panel(f"{schedule}, {seeds}{', '.join(str(run.seed) for run in of)}", of, steps))
-    draw(panels, path, title="A policy of 43,200 parameters learns to repeat digits")
+    draw(panels, picture, title="A policy of 43,200 parameters learns to repeat digits")
+    if len(runs) > 1:
+        console.print(comparison(runs))
+    console.print(f"The picture of it is {picture}")
