@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,8 @@ class Talk:
 def steps(talk: Talk, model: Model, batches: int = 12) -> Iterator[str]:
     """A conversation that may be left after every message, sent or received; says what has just happened.
 
-    It takes and acknowledges batches, gives one back, holds one for long, and changes what can be changed at run time.
+    It takes and acknowledges batches, gives one back, holds one for long, changes what can be changed at run time, and
+    saves a checkpoint that it goes back to a while later.
     """
 
     def ask(method: str, **params: Any) -> Generator[str, None, tuple[dict[str, Any], bytes]]:
@@ -93,7 +95,17 @@ def steps(talk: Talk, model: Model, batches: int = 12) -> Iterator[str]:
         model.acked.add(lease)
         yield "ack answered"
 
+    def go_back(name: str) -> Iterator[str]:
+        model.loading = name
+        yield from ask("load", name=name)
+        model.load(name)
+        yield "load answered"
+        yield from ask("set_policy_version", version=model.version, mode="keep")
+
     held: list[str] = []
+    name = f"torture-{model.checks}"
+    problems = (yield from ask("verify_checkpoints"))[0]["problems"]
+    must(not any(problems.values()), f"checkpoints are damaged: {problems}")
     hello, _ = yield from ask("hello", client="torture", protocol=1)
     must(model.version <= hello["policy_version"] <= model.asked_version, f"version {hello['policy_version']} came up")
     model.version = hello["policy_version"]
@@ -117,8 +129,14 @@ def steps(talk: Talk, model: Model, batches: int = 12) -> Iterator[str]:
             yield from ask("set_policy_version", version=model.asked_version, mode="keep")
             model.version = model.asked_version
             yield "set_policy_version answered"
-    for lease in held:
-        yield from acknowledge(lease)
+        if i == batches - 3:
+            yield from ask("save", name=name)
+            model.save(name)
+            yield "save answered"
+    yield from go_back(name)
+    lease = model.see_batch(*(yield from ask("get_batch", timeout_s=20)))
+    yield "get_batch answered"
+    yield from acknowledge(lease)
     model.see_status((yield from ask("status"))[0])
     yield "status answered"
 
@@ -127,3 +145,16 @@ def converse(talk: Talk, model: Model, batches: int = 12) -> None:
     """The whole conversation."""
     for _ in steps(talk, model, batches):
         pass
+
+
+def load_again(talk: Talk, model: Model, name: str) -> None:
+    """Whether a load whose client went came to its end is not known; after another one it is."""
+    while True:
+        try:
+            talk.ask("load", name=name)
+        except Refused as error:
+            must(error.code == "bad_request", f"a checkpoint cannot be loaded any more: {error}")  # it is under way
+            time.sleep(0.01)
+        else:
+            model.load(name)
+            return

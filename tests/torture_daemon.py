@@ -48,7 +48,13 @@ def prepare(folder: Path, **changes: Any) -> Path:
     sources = [
         {"name": name, "prompts": {"path": f"{name}.jsonl", "shuffle": False}, "reward": "contains"} for name in SIZES
     ]
-    settings = {"data_sources": sources, "data_source_weights": [0.5, 0.5], "sampling": {"max_new_tokens": 32}}
+    run = {"name": "torture", "seed": 3, "state_dir": "state", "keep_checkpoints": 2}
+    settings = {
+        "run": run,
+        "data_sources": sources,
+        "data_source_weights": [0.5, 0.5],
+        "sampling": {"max_new_tokens": 32},
+    }
     return write_config(folder, **(settings | changes))
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from orchestrator.state.segments import Record, Segment, list_segments
 
-from .torture_client import Gone, converse, steps
+from .torture_client import Gone, converse, load_again, steps
 from .torture_daemon import ForkedDaemon, Tracer, imported, prepare, scratch
 from .torture_model import Model, Violation, must
 
@@ -31,6 +31,11 @@ CALLS = (
     "rename",
     "openat",
     "unlink",
+    "unlinkat",
+    "rmdir",
+    "mkdir",
+    "link",
+    "linkat",
     "ftruncate",
     "sendmsg",
     "sendto",
@@ -129,6 +134,8 @@ class Sweep:
         talk.close()
         talk = daemon.connect()
         assert talk is not None
+        if self.model.loading is not None:
+            load_again(talk, self.model, self.model.loading)
         converse(talk, self.model, batches=3)
         talk.close()
 

@@ -53,6 +53,26 @@ class Model:
     step: int = 0
     rows: int = ROWS
     checks: int = 0
+    saved: dict[str, Model] = field(default_factory=dict)
+    loading: str | None = None
+
+    # -- checkpoints
+
+    def save(self, name: str) -> None:
+        """A checkpoint was saved: what was reported by then can come back."""
+        self.saved[name] = self._copy()
+
+    def load(self, name: str) -> None:
+        """A checkpoint was loaded. Its leases have other names now, which their groups have to turn up under."""
+        was, saved, checks = self.saved[name]._copy(), self.saved, self.checks
+        self.__dict__.update(was.__dict__)
+        self.leased = {lease: groups for lease, groups in was.leased.items() if lease in was.acked}
+        self.saved, self.checks, self.loading = saved, checks, None
+
+    def _copy(self) -> Model:
+        facts = {key: getattr(self, key) for key in self.__dataclass_fields__}
+        copies = {key: value.copy() for key, value in facts.items() if isinstance(value, dict | set)}
+        return Model(**{**facts, **copies, "saved": {}})
 
     # -- what clients see
 
@@ -106,8 +126,19 @@ class Model:
             shutil.copytree(directory, copy, ignore=shutil.ignore_patterns("reserve"))
             ledger, found = recover(copy, SIZES, "fresh")
             must(not found.problems, f"damage where there is none: {found.problems}")
+            if self.loading is not None:
+                self._settle_load(ledger)
             self.check_ledger(ledger)
         return ledger
+
+    def _settle_load(self, ledger: Ledger) -> None:
+        """A checkpoint was being loaded: the state is the one before or that of the checkpoint, and nothing else."""
+        name, self.loading = self.loading, None
+        try:
+            self._copy().check_ledger(ledger)
+        except Violation:
+            assert name is not None
+            self.load(name)
 
     def check_ledger(self, ledger: Ledger) -> None:
         leased = {
