@@ -19,7 +19,7 @@ from structlog.typing import FilteringBoundLogger
 from .consumer import LeaseDesk
 from .control import Control
 from .engines import EnginePool
-from .errors import BadRequest, ShuttingDown, StateError
+from .errors import BadRequest, CheckpointError, ShuttingDown, StateError
 from .production import Production
 from .state import StateStore, check_name, list_checkpoints, remove_checkpoint, verify_checkpoint
 
@@ -61,6 +61,7 @@ class CheckpointControl:
         self._kept = kept
         self._log = log
         self._is_loading = False
+        self._verifying: set[str] = set()
 
     async def save(self, name: str, trained_through: int | None) -> int:
         """Save a checkpoint; returns the step.
@@ -80,13 +81,21 @@ class CheckpointControl:
         return step
 
     async def _retain(self, newest: str) -> None:
+        """Let the oldest go. Where that fails the one that was saved is there nevertheless."""
         if self._kept is None:
             return
+        try:
+            await self._remove_oldest(newest, self._kept)
+        except OSError as error:
+            self._log.warning(f"an old checkpoint could not be removed, which is tried again at the next: {error}")
+
+    async def _remove_oldest(self, newest: str, kept: int) -> None:
         directory = self._store.directory
         facts = await anyio.to_thread.run_sync(list_checkpoints, directory)
-        for fact in [fact for fact in facts if fact.name != newest][: max(0, len(facts) - self._kept)]:
+        others = [fact for fact in facts if fact.name not in {newest, *self._verifying}]
+        for fact in others[: max(0, len(facts) - kept)]:
             await anyio.to_thread.run_sync(remove_checkpoint, directory, fact.name)
-            self._log.info(f"checkpoint {fact.name} of step {fact.step} is removed: {self._kept} are kept")
+            self._log.info(f"checkpoint {fact.name} of step {fact.step} is removed: {kept} are kept")
 
     async def load(self, name: str) -> int:
         """Go back to a checkpoint; returns its step.
@@ -135,7 +144,11 @@ class CheckpointControl:
 
     async def checkpoints(self) -> list[dict[str, Any]]:
         """All checkpoints, in the order in which they were saved."""
-        return [asdict(fact) for fact in await anyio.to_thread.run_sync(list_checkpoints, self._store.directory)]
+        try:
+            facts = await anyio.to_thread.run_sync(list_checkpoints, self._store.directory)
+        except OSError as error:
+            raise StateError(f"the checkpoints cannot be listed: {error}") from error
+        return [asdict(fact) for fact in facts]
 
     async def verify(self, name: str | None) -> dict[str, list[str]]:
         """What is wrong with a checkpoint, or with each of them: sentences by name.
@@ -143,6 +156,22 @@ class CheckpointControl:
         Raises:
             CheckpointError: there is none of that name.
         """
-        names = [name] if name is not None else [fact["name"] for fact in await self.checkpoints()]
-        directory = self._store.directory
-        return {name: await anyio.to_thread.run_sync(verify_checkpoint, directory, name) for name in names}
+        if name is not None:
+            return {name: await self._verified(name)}
+        names = [fact["name"] for fact in await self.checkpoints()]
+        found = {}
+        for name in names:
+            try:
+                found[name] = await self._verified(name)
+            except CheckpointError as error:
+                found[name] = [error.message]
+        return found
+
+    async def _verified(self, name: str) -> list[str]:
+        self._verifying.add(name)
+        try:
+            return await anyio.to_thread.run_sync(verify_checkpoint, self._store.directory, name)
+        except OSError as error:
+            raise CheckpointError(f"checkpoint {name!r} cannot be read: {error}") from error
+        finally:
+            self._verifying.discard(name)

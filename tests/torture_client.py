@@ -77,11 +77,11 @@ class Talk:
         self._socket.close()
 
 
-def steps(talk: Talk, model: Model, batches: int = 12) -> Iterator[str]:
+def steps(talk: Talk, model: Model, batches: int = 12, *, checkpoints: bool = False) -> Iterator[str]:
     """A conversation that may be left after every message, sent or received; says what has just happened.
 
-    It takes and acknowledges batches, gives one back, holds one for long, changes what can be changed at run time, and
-    saves a checkpoint that it goes back to a while later.
+    It takes and acknowledges batches, gives one back, holds one for long, changes what can be changed at run time. With
+    ``checkpoints`` it saves one and goes back to it a while later: all leases end by that.
     """
 
     def ask(method: str, **params: Any) -> Generator[str, None, tuple[dict[str, Any], bytes]]:
@@ -129,21 +129,23 @@ def steps(talk: Talk, model: Model, batches: int = 12) -> Iterator[str]:
             yield from ask("set_policy_version", version=model.asked_version, mode="keep")
             model.version = model.asked_version
             yield "set_policy_version answered"
-        if i == batches - 3:
+        if checkpoints and i == batches - 3:
             yield from ask("save", name=name)
-            model.save(name)
+            model.save(name, held)
             yield "save answered"
-    yield from go_back(name)
-    lease = model.see_batch(*(yield from ask("get_batch", timeout_s=20)))
-    yield "get_batch answered"
-    yield from acknowledge(lease)
+    if checkpoints:
+        yield from go_back(name)
+        held = [model.see_batch(*(yield from ask("get_batch", timeout_s=20)))]
+        yield "get_batch answered"
+    for lease in held:
+        yield from acknowledge(lease)
     model.see_status((yield from ask("status"))[0])
     yield "status answered"
 
 
-def converse(talk: Talk, model: Model, batches: int = 12) -> None:
+def converse(talk: Talk, model: Model, batches: int = 12, *, checkpoints: bool = False) -> None:
     """The whole conversation."""
-    for _ in steps(talk, model, batches):
+    for _ in steps(talk, model, batches, checkpoints=checkpoints):
         pass
 
 

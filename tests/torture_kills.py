@@ -80,7 +80,7 @@ class Sweep:
         try:
             if (talk := daemon.connect()) is not None:
                 try:
-                    converse(talk, self.model)
+                    converse(talk, self.model, checkpoints=True)
                     is_whole = True
                 except Gone:
                     must(daemon.wait() != 0, "the daemon closed the connection and ended well")
@@ -116,7 +116,7 @@ class Sweep:
         daemon, _ = self.start()
         talk = daemon.connect()
         assert talk is not None
-        for i, _ in enumerate(steps(talk, self.model)):
+        for i, _ in enumerate(steps(talk, self.model, checkpoints=True)):
             if i == step:
                 break
         time.sleep(self.rng.choice((0, 0, 0.0005, 0.002, 0.01)))
@@ -128,7 +128,7 @@ class Sweep:
         """The client goes; the next one gets what it left."""
         talk = daemon.connect()
         assert talk is not None
-        for i, _ in enumerate(steps(talk, self.model)):
+        for i, _ in enumerate(steps(talk, self.model, checkpoints=True)):
             if i == step:
                 break
         talk.close()
@@ -136,7 +136,7 @@ class Sweep:
         assert talk is not None
         if self.model.loading is not None:
             load_again(talk, self.model, self.model.loading)
-        converse(talk, self.model, batches=3)
+        converse(talk, self.model, batches=4, checkpoints=True)
         talk.close()
 
 
@@ -213,7 +213,7 @@ def _places(sweep: Sweep) -> int:
     talk = daemon.connect()
     assert talk is not None
     try:
-        return sum(1 for _ in steps(talk, sweep.model))
+        return sum(1 for _ in steps(talk, sweep.model, checkpoints=True))
     finally:
         talk.close()
         daemon.close()

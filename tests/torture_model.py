@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,8 +59,12 @@ class Model:
 
     # -- checkpoints
 
-    def save(self, name: str) -> None:
-        """A checkpoint was saved: what was reported by then can come back."""
+    def save(self, name: str, held: Iterable[str]) -> None:
+        """A checkpoint was saved: what was reported by then can come back.
+
+        An ``ack`` that was sent and never answered was heard, if by now its batch has not come again.
+        """
+        self.acked |= self.asked - set(held)
         self.saved[name] = self._copy()
 
     def load(self, name: str) -> None:

@@ -5,7 +5,8 @@ it on the disk when the log has let go of it.
 
 Invariants:
 
-* A checkpoint is whole or it is not there: made under another name, synced, renamed. One of the same name is replaced.
+* A checkpoint is whole or it is not there: made under another name, synced, renamed; renamed, then removed. One of the
+  same name is replaced. What a crash leaves half done is tidied up at the next start.
 * It is never changed. Segments are only ever appended to, and the snapshot says which of their records count.
 * Everything here blocks: call it in a worker thread.
 """
@@ -16,6 +17,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -37,12 +39,18 @@ __all__ = [
     "relink",
     "remove_checkpoint",
     "save_checkpoint",
+    "tidy_checkpoints",
     "verify_checkpoint",
 ]
 
 FOLDER: Final = "checkpoints"
 NUMBER: Final = 1
 """Of the one snapshot in a checkpoint."""
+
+UNFINISHED: Final = ".unfinished"
+OLD: Final = ".old"
+REMOVED: Final = ".removed"
+"""What directories are called, after a dot and the checkpoint's name, while it is made, replaced, removed."""
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 
@@ -97,7 +105,7 @@ def save_checkpoint(directory: Path, name: str, text: bytes, segments: Iterable[
         OSError: the disk failed; no checkpoint is left half made.
     """
     path = _path(directory, name)
-    unfinished = path.with_name(f".{name}.unfinished")
+    unfinished = path.with_name(f".{name}{UNFINISHED}")
     _remove(unfinished)
     unfinished.mkdir(parents=True, mode=0o700)
     try:
@@ -116,7 +124,7 @@ def save_checkpoint(directory: Path, name: str, text: bytes, segments: Iterable[
 
 
 def _put_in_place(unfinished: Path, path: Path) -> None:
-    old = path.with_name(f".{path.name}.old")
+    old = path.with_name(f".{path.name}{OLD}")
     _remove(old)
     if path.exists():
         path.rename(old)
@@ -139,12 +147,31 @@ def _remove(path: Path) -> None:
 
 
 def remove_checkpoint(directory: Path, name: str) -> None:
-    """Let a checkpoint go.
+    """Let a checkpoint go: at one instant it is there whole, at the next it is no more.
 
     Raises:
         OSError: the disk failed.
     """
-    _remove(_path(directory, name))
+    path = _path(directory, name)
+    gone = path.with_name(f".{name}{REMOVED}")
+    _remove(gone)
+    path.rename(gone)
+    _remove(gone)
+
+
+def tidy_checkpoints(directory: Path) -> None:
+    """After a crash: what was half made or half removed goes; what was to be replaced, and was not, is there again.
+
+    Raises:
+        OSError: the disk failed.
+    """
+    folder = directory / FOLDER
+    for path in folder.glob(".*") if folder.is_dir() else ():
+        name = path.name.removeprefix(".").removesuffix(OLD)
+        if path.name.endswith(OLD) and not (folder / name).exists():
+            path.rename(folder / name)
+        elif path.suffix in (OLD, UNFINISHED, REMOVED):
+            _remove(path)
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------
@@ -156,7 +183,11 @@ def list_checkpoints(directory: Path) -> list[CheckpointFacts]:
     if not folder.is_dir():
         return []
     names = [entry.name for entry in folder.iterdir() if _NAME.fullmatch(entry.name) and entry.is_dir()]
-    return sorted((_facts(directory, name) for name in names), key=lambda fact: (fact.saved_at, fact.name))
+    found = []
+    for name in names:
+        with suppress(FileNotFoundError):  # it is removed at this moment
+            found.append(_facts(directory, name))
+    return sorted(found, key=lambda fact: (fact.saved_at, fact.name))
 
 
 def _facts(directory: Path, name: str) -> CheckpointFacts:
@@ -188,7 +219,8 @@ def read_checkpoint(directory: Path, name: str) -> dict[str, Any]:
     try:
         return read_snapshot(path, NUMBER)
     except FileNotFoundError:
-        known = sorted(entry.name for entry in path.parent.glob("*")) if path.parent.is_dir() else []
+        entries = path.parent.iterdir() if path.parent.is_dir() else ()
+        known = sorted(entry.name for entry in entries if _NAME.fullmatch(entry.name))
         raise CheckpointError(
             f"no checkpoint {name!r} in {path.parent}; there are: {', '.join(known) or 'none'}"
         ) from None

@@ -35,7 +35,7 @@ from orchestrator.events import CheckpointLoaded, Event, SourceFacts, SourcesCha
 from orchestrator.ledger import Ledger, SourceSize
 from orchestrator.source_roster import SourceRoster
 
-from .checkpoints import checkpoint_checksum, read_checkpoint, relink, verify_checkpoint
+from .checkpoints import checkpoint_checksum, read_checkpoint, relink, tidy_checkpoints, verify_checkpoint
 from .salvage import cut_off, drop_damaged, set_aside
 from .segments import (
     RECORD_PREFIX_BYTES,
@@ -140,6 +140,7 @@ def recover(
         numbers = list_segments(directory)
         recovery.next_segment = max(numbers, default=FIRST_SEGMENT - 1) + 1
         segments = Segments(directory)
+        tidy_checkpoints(directory)  # first: the log may say that one of them was loaded
         ledger, position = _start(directory, sizes, nonce, segments, recovery)
         _replay(ledger, segments, position, recovery)
         recovery.end = _end(directory, recovery.next_segment - 1)
