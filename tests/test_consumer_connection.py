@@ -7,7 +7,6 @@ import socket
 from pathlib import Path
 
 import anyio
-import anyio.lowlevel
 import pytest
 from structlog.testing import capture_logs
 
@@ -80,8 +79,11 @@ async def test_a_byte_at_a_time_is_no_progress(tmp_path: Path, monkeypatch: pyte
         PREFIX.pack(MAGIC, 2, 0) + b"[]",
     ],
 )
-async def test_a_malformed_frame_ends_its_own_connection_alone(tmp_path: Path, prefix: bytes) -> None:
+async def test_a_malformed_frame_ends_its_own_connection_alone(
+    tmp_path: Path, prefix: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The lengths alone are enough to be refused: nothing of what they announce is waited for."""
+    monkeypatch.setattr(consumer_connection, "FRAME_DEADLINE_S", 1000.0)
     async with serving(tmp_path, Methods(wait=for_ever)) as path, dial(path) as other, dial(path) as bad:
         await bad.send("wait", 7)
         await bad.stream.send(prefix)
@@ -92,16 +94,26 @@ async def test_a_malformed_frame_ends_its_own_connection_alone(tmp_path: Path, p
 
 async def test_few_long_headers_are_received_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "MAX_LONG_HEADERS", 1)
-    frame = encode_frame({"id": 1, "method": "echo", "params": {"a": "x" * 2 * READER_LIMIT_BYTES}})
-    async with serving(tmp_path, Methods()) as path, dial(path) as first, dial(path) as second, dial(path) as third:
-        await first.stream.send(frame[:-8])
+    come: list[int] = []
+
+    async def note(_: Connection, request: Request) -> Answer:
+        come.append(request.id)
+        return Answer({})
+
+    service = Methods(note=note)
+    first_frame, second_frame = (
+        encode_frame({"id": i, "method": "note", "params": {"a": "x" * 2 * READER_LIMIT_BYTES}}) for i in (1, 2)
+    )
+    async with serving(tmp_path, service) as path, dial(path) as first, dial(path) as second, dial(path) as third:
+        await first.stream.send(first_frame[:-8])
         assert await third.ask("echo") == {}
-        await second.stream.send(frame)
-        for _ in range(20):
-            await anyio.lowlevel.checkpoint()
-        assert await third.ask("echo") == {}
-        await first.stream.send(frame[-8:])
-        assert len((await first.answer())["a"]) == len((await second.answer())["a"])
+        await second.stream.send(second_frame)
+        for _ in range(50):
+            assert await third.ask("echo") == {}
+        assert come == []
+        await first.stream.send(first_frame[-8:])
+        assert (await first.answer(), await second.answer()) == ({}, {})
+        assert come == [1, 2]
 
 
 # -- requests ----------------------------------------------------------------------------------------------------------

@@ -62,7 +62,7 @@ def test_a_world_size_that_cannot_be_drops_no_stale_group_and_takes_no_rank(tmp_
 
 
 def test_a_trainer_comes_in_where_only_silent_ones_are(tmp_path: Path) -> None:
-    """It is not closed for others either, however long it works on its batch."""
+    """It is not closed for others either, however long it works on its batch, and whatever these have asked."""
     with daemon(write_config(tmp_path, consumer={"max_connections": 20})) as process, ExitStack() as stack:
         process.connect().close()
 
@@ -70,10 +70,13 @@ def test_a_trainer_comes_in_where_only_silent_ones_are(tmp_path: Path) -> None:
             for _ in range(30):
                 idle = stack.enter_context(socket.socket(socket.AF_UNIX))
                 idle.connect(str(process.socket))
+                idle.sendall(asks)
 
+        asks = b""
         crowd()
         with process.connect() as client:
             lease = client.get_batch(timeout_s=30).lease
+            asks = encode_frame({"id": 1, "method": "hello", "params": {}})
             crowd()
             with process.connect(rank=0) as other, pytest.raises(RankInUse):
                 other.get_batch(timeout_s=0)
