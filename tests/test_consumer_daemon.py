@@ -22,11 +22,7 @@ from orchestrator.frames import encode_frame
 from .campaigns import until
 from .daemon_process import DaemonProcess, daemon, write_config, write_prompts
 from .impatient_daemon import impatient_daemon
-from .torture_frames import KEPT, settled
-
-
-def kept(status: dict[str, Any]) -> dict[str, Any]:
-    return {key: status[key] for key in KEPT}
+from .torture_frames import kept, settled
 
 
 def test_wrong_parameters_touch_nothing(tmp_path: Path) -> None:

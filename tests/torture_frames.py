@@ -33,7 +33,20 @@ AT_ONCE: Final = 30
 
 ANSWER_DEADLINE_S: Final = 30.0
 
-KEPT: Final = ("step", "policy_version", "next_group_index", "sources", "plan", "leases", "problems")
+KEPT: Final = ("step", "policy_version", "next_group_index", "plan", "leases", "problems")
+KEPT_OF_A_SOURCE: Final = [
+    "weight",
+    "paused",
+    "exhausted",
+    "carry",
+    "debt",
+    "cursor",
+    "groups",
+    "dropped",
+    "handed_out",
+    "overtakings",
+    "buffered_bytes",
+]
 """Of the status: what no frame may change."""
 
 
@@ -89,14 +102,20 @@ def converse(client: RolloutClient) -> None:
     client.ack(batch.lease)
 
 
+def kept(status: dict[str, Any]) -> dict[str, Any]:
+    """What no frame may change."""
+    sources = {name: {key: source[key] for key in KEPT_OF_A_SOURCE} for name, source in status["sources"].items()}
+    return {key: status[key] for key in KEPT} | {"sources": sources}
+
+
 def settled(client: RolloutClient) -> dict[str, Any]:
     """The status once nothing is in flight: as many groups as are planned for are buffered."""
 
     def look() -> dict[str, Any] | None:
         status = client.status()
-        groups = [source["groups"] for source in status["sources"].values()]
-        is_quiet = status["generation"]["in_flight"] == 0 and not any(g["in_flight"] for g in groups)
-        return status if is_quiet and any(g["buffered"] for g in groups) else None
+        sources = status["sources"].values()
+        is_quiet = all(s["groups"]["in_flight"] == 0 and s["groups"]["buffered"] >= s["wanted"] for s in sources)
+        return status if is_quiet and any(s["wanted"] for s in sources) else None
 
     return until(look, "a daemon that is done producing")  # type: ignore[no-any-return]
 
@@ -242,8 +261,8 @@ def _send(process: DaemonProcess, trainer: RolloutClient, conversation: list[byt
 def check(outcome: Outcome) -> None:
     """Raises ``Failure``."""
     before, after = outcome.status
-    for key in KEPT:
-        must(before[key] == after[key], f"{key} was {before[key]} and is {after[key]}")
+    for key, value in kept(before).items():
+        must(value == kept(after)[key], f"{key} was {value} and is {kept(after)[key]}")
     growth = outcome.rss_mb[1] - outcome.rss_mb[0]
     must(growth < GROWTH_LIMIT_MB, f"memory grew by {growth:.1f} MB")
     must(not outcome.errors, outcome.errors)
