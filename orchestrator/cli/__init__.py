@@ -28,6 +28,7 @@ from .live import drain, pause, reload, resume, set_weight
 from .run import run
 from .sources import sources
 from .status import status
+from .top import top
 from .weights import weights
 
 __all__ = ["app", "main"]
@@ -46,6 +47,7 @@ _EXAMPLES: dict[Callable[..., Any], str] = {
     check: "orchestrator check config/curriculum.yaml",
     weights: "orchestrator weights config/curriculum.yaml --steps 200 --plot weights.png",
     status: "orchestrator status --socket run/orchestrator.sock",
+    top: "orchestrator top --socket run/orchestrator.sock",
     demo: "orchestrator demo --schedule mix --steps 300",
     set_weight: "orchestrator set-weight hard 'lambda step: min(1, step / 100)'",
     pause: "orchestrator pause hard",

@@ -55,8 +55,8 @@ def render(report: dict[str, Any]) -> RenderableType:
             f"step {lease['step']}" + (f" rank {lease['rank']}" if lease["world_size"] > 1 else "") for lease in leases
         )
         parts.append(Text(f"Not acknowledged: {held}"))
-    if report["cause"]:
-        parts.append(Text(f"Next batch waits: {report['cause']['sentence']}", style="yellow"))
+    said = report["headline"]
+    parts.append(Text(said["text"], style={"late": "bold red", "waiting": "yellow"}.get(said["level"], "")))
     if report["state"]["fault"]:
         parts.append(Text(f"Disk: {report['state']['fault']}", style="bold red"))
     parts.extend(Text(f"Damage found at the start: {problem}", style="red") for problem in report["problems"])
