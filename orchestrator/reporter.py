@@ -148,6 +148,8 @@ class Reporter:
         outlook, trainer = self._mixer.outlook(), self._waits.for_trainer
         if isinstance(outlook, Shortage):
             return self.cause(outlook)
+        if self._store.fault is not None:
+            return self.cause(None)
         return self.cause(trainer.why) if trainer.count else None
 
     def status(self, history: int = 0) -> dict[str, Any]:

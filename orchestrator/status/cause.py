@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from orchestrator.engines import EngineStatistics
 from orchestrator.ledger import Ledger
@@ -23,6 +23,12 @@ from orchestrator.rewards import RewardStatistics
 from .source_cause import AT_WORK, why_lacking
 
 __all__ = ["Facts", "explain"]
+
+
+HELP: Final = {
+    "paused": " (orchestrator resume SOURCE)",
+    "of weight 0": " (orchestrator set-weight SOURCE WEIGHT)",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +69,7 @@ def explain(facts: Facts, *, waiting: str | None, shortage: Shortage | None) -> 
     if shortage is None:
         return _cause("none", "a batch is ready to be formed")
     if not shortage.lacks:
-        return _cause("no_weight", f"step {shortage.step}: {_no_weight(facts)}")
+        return _no_weight(facts, shortage.step)
     general = _general(facts)
     sources = []
     for lack in shortage.lacks:
@@ -89,19 +95,24 @@ def _cause(kind: str, sentence: str) -> dict[str, Any]:
     return {"sentence": sentence, "kind": kind, "sources": []}
 
 
-def _no_weight(facts: Facts) -> str:
-    states = facts.ledger.sources
-    paused = [name for name, state in states.items() if state.paused]
-    exhausted = [name for name, state in states.items() if state.is_exhausted]
-    without = [name for name, weight in facts.weights.items() if not weight and name not in (*paused, *exhausted)]
-    parts = ["no source that can give groups has a weight above 0"]
-    if paused:
-        parts.append(f"paused: {', '.join(paused)} (orchestrator resume SOURCE)")
-    if exhausted:
-        parts.append(f"exhausted: {', '.join(exhausted)}")
-    if without:
-        parts.append(f"of weight 0: {', '.join(without)} (orchestrator set-weight SOURCE WEIGHT)")
-    return "; ".join(parts)
+def _no_weight(facts: Facts, step: int) -> dict[str, Any]:
+    """No source takes part: each is paused, exhausted, or of weight 0."""
+    why: dict[str, list[str]] = {"paused": [], "exhausted": [], "of weight 0": []}
+    for name, state in facts.ledger.sources.items():
+        if state.paused:
+            why["paused"].append(name)
+        elif state.is_exhausted:
+            why["exhausted"].append(name)
+        elif not facts.weights.get(name):
+            why["of weight 0"].append(name)
+    parts = [f"{what}: {', '.join(names)}{HELP.get(what, '')}" for what, names in why.items() if names]
+    sentence = "; ".join([f"step {step}: no source that can give groups has a weight above 0", *parts])
+    sources = [
+        {"source": name, "lacks": 0, "needs": 0, "kind": what.replace(" ", "_"), "why": what}
+        for what, names in why.items()
+        for name in names
+    ]
+    return {"sentence": sentence, "kind": "no_weight", "sources": sources}
 
 
 def _general(facts: Facts) -> tuple[str, str] | None:

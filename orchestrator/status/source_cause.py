@@ -69,7 +69,8 @@ def why_lacking(
         return "reward", trouble
     if lack.blocked_by is not None:
         text = f"group {lack.blocked_by} is still generating and was overtaken as often as allowed"
-        return "overtaken", text + _progress(producer.oldest, state)
+        is_long = producer.oldest is not None and _is_long(producer.oldest, state)
+        return "long_generation" if is_long else "overtaken", text + _progress(producer.oldest, state)
     if producer.acceptance < LOW_ACCEPTANCE:
         return "filter", f"{100 * (1 - producer.acceptance):.0f} % of its finished groups are dropped{_dropped(state)}"
     if (stale := state.dropped.get(STALE)) is not None and stale.groups > state.handed_out:
@@ -91,7 +92,7 @@ def _generation(
 ) -> tuple[str, str]:
     """Nothing is wrong; it only takes long."""
     oldest, flying = producer.oldest, f"{lack.in_flight} groups are in flight"
-    if oldest is not None and oldest.generating and _is_long(oldest, state):
+    if oldest is not None and _is_long(oldest, state):
         return "long_generation", f"{flying}; generation takes longer than usual{_progress(oldest, state)}"
     if oldest is not None and oldest.unscored and not oldest.generating:
         what = f"group {oldest.group_index} is generated and waits for the reward {reward.name} of {oldest.unscored}"
@@ -113,7 +114,7 @@ def _usual(state: SourceState) -> float:
 
 def _is_long(oldest: GroupStanding, state: SourceState) -> bool:
     usual = _usual(state)
-    return bool(usual) and oldest.generating[0][1] > LONG * usual
+    return bool(usual and oldest.generating) and oldest.generating[0][1] > LONG * usual
 
 
 def _progress(oldest: GroupStanding | None, state: SourceState) -> str:
