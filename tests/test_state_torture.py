@@ -58,3 +58,7 @@ def test_snapshots_and_compaction_leave_the_loop_to_others(tmp_path: Path) -> No
     assert "every callback took less" in run(
         "torture_scale", "--groups", "1000", "--large", "300", "--huge", "9", folder=tmp_path
     )
+
+
+def test_a_short_day_leaves_no_descriptor_behind(tmp_path: Path) -> None:
+    assert "hours of engines" in run("torture_day", "--minutes", "0.12", folder=tmp_path)
