@@ -19,7 +19,7 @@ import argparse
 import logging
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import anyio
@@ -77,7 +77,7 @@ def by_plan(mixer: Mixer, ledger: Ledger, source: str) -> Demand:
 
 def _buffer(share: float, mixer: Mixer, source: str) -> Demand:
     size = round(share * LOOKAHEAD * BATCH_SIZE)
-    return Demand(wanted=size, next_count=mixer.demand(source).next_count, bound=4 * LOOKAHEAD * BATCH_SIZE)
+    return replace(mixer.demand(source), wanted=size)
 
 
 def by_equal_buffers(mixer: Mixer, ledger: Ledger, source: str) -> Demand:
