@@ -39,7 +39,6 @@ def test_wrong_parameters_touch_nothing(tmp_path: Path) -> None:
         with process.connect(rank=2, world_size=3) as other, pytest.raises(BadWorldSize):
             other.get_batch(timeout_s=0)
         assert kept(settled(client)) == kept(before)
-        assert client.status()["leases"] == before["leases"]
 
 
 def test_a_world_size_that_cannot_be_drops_no_stale_group_and_takes_no_rank(tmp_path: Path) -> None:

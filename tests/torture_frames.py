@@ -22,7 +22,8 @@ from orchestrator.frames import PREFIX_BYTES, parse_header, parse_prefix
 
 from .campaigns import arguments, must, scratch, until
 from .daemon_process import DaemonProcess, daemon, write_config
-from .hostile_frames import Maker, World, recorded, requests_in
+from .hostile_frames import KINDS, Maker, World, recorded, requests_in
+from .protocol_client import ProtocolClient, Refused
 
 GROWTH_LIMIT_MB: Final = 50.0
 CONNECTIONS: Final = 6
@@ -81,7 +82,7 @@ def memory_mb(pid: int, field_: str = "VmRSS") -> float:
 
 
 def converse(client: RolloutClient) -> None:
-    """Every method once, as trainers use them; in the end everything is as it was but for two steps."""
+    """Every method once, as trainers use them; in the end everything is as it was but for three steps."""
     batch = client.get_batch(timeout_s=30)
     client.nack(batch.lease)
     client.ack(client.get_batch(timeout_s=30).lease)
@@ -93,19 +94,32 @@ def converse(client: RolloutClient) -> None:
     client.pause("hard")
     client.resume("hard")
     client.engines()
+    client.sources()
     client.save("one")
     client.checkpoints()
     client.verify_checkpoints("one")
-    client.cancel(client.request_batch(timeout_s=0.01))
+    held = [client.get_batch(timeout_s=30).lease for _ in range(2)]
+    client.cancel(client.request_batch(timeout_s=30))  # a third one waits for an acknowledgement: none is on its way
     client.status()
-    batch = client.get_batch(timeout_s=30)
-    client.ack(batch.lease)
+    for lease in held:
+        client.ack(lease)
+
+
+def check_methods(process: DaemonProcess) -> None:
+    """Every method of the daemon is known here; one that is not would be sent nothing."""
+    with ProtocolClient(str(process.socket)) as client:
+        try:
+            client.request("none")
+        except Refused as error:
+            listed = str(error).partition("there are ")[2].split(", ")
+            must(sorted(listed) == sorted(KINDS), f"the daemon has the methods {listed}, here are {list(KINDS)}")
 
 
 def kept(status: dict[str, Any]) -> dict[str, Any]:
-    """What no frame may change."""
+    """What no frame may change; a clock is not among it."""
     sources = {name: {key: source[key] for key in KEPT_OF_A_SOURCE} for name, source in status["sources"].items()}
-    return {key: status[key] for key in KEPT} | {"sources": sources}
+    leases = [{key: value for key, value in lease.items() if key != "held_s"} for lease in status["leases"]]
+    return {key: status[key] for key in KEPT} | {"leases": leases, "sources": sources}
 
 
 def settled(client: RolloutClient) -> dict[str, Any]:
@@ -221,6 +235,7 @@ def run(folder: Path, *, count: int, seed: int) -> Outcome:
     config = write_config(folder, rollout={"rollout_batch_size": 4, "lookahead": 2})
     with daemon(config) as process:
         process.connect().close()
+        check_methods(process)
         recording = recorded(process.socket, folder / "recorded")
         with recording as conversation, RolloutClient(folder / "recorded") as client:
             converse(client)
