@@ -4,6 +4,9 @@
 # ensure_venv NAME PIP_ARGUMENTS…   makes $root/.venv and installs what the arguments name, pinned by constraints.txt;
 #                                   NAME is what this set is called. Nothing is done when it is there already.
 #
+# What is installed and not needed goes again: debug information of compiled packages (_slim.py), setuptools. The demo's
+# set takes less than 200 MB so.
+#
 # Several sets live in one environment: they are pinned by one file, so that none takes from another what it needs.
 # Two scripts that start at the same time wait for each other. A checkout that was moved or whose Python is gone gets
 # a new environment.
@@ -44,12 +47,21 @@ _install() {
     pip=("$root/.venv/bin/python" -m pip install -q --disable-pip-version-check)
     (
         cd "$root" && "${pip[@]}" "pip==$pip_version" &&
-            "${pip[@]}" --constraint constraints.txt --build-constraint constraints.txt "$@"
+            "${pip[@]}" --constraint constraints.txt --build-constraint constraints.txt "$@" &&
+            slim_down
     ) || {
         say "The installation failed; pip has said why above. Without a way to a package index nothing can be installed."
         return 1
     }
     printf '%s\n' "$stamp" >"$root/.venv/stamp-$name"
+}
+
+slim_down() {
+    # Python 3.11 puts setuptools into every environment; nothing here is built with it.
+    if [[ -n $(find "$root"/.venv/lib -path '*/site-packages/setuptools' -maxdepth 4) ]]; then
+        "$root/.venv/bin/python" -m pip uninstall -q -y --disable-pip-version-check setuptools || return
+    fi
+    "$root/.venv/bin/python" "$root/scripts/_slim.py" "$root/.venv"
 }
 
 ensure_venv() {

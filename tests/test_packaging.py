@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -96,3 +97,34 @@ def test_the_image_is_built_from_what_the_wheel_needs() -> None:
     assert copied == allowed
     assert {PROJECT["project"]["readme"], *PROJECT["project"]["license-files"], "pyproject.toml"} <= copied
     assert all((ROOT / name).exists() for name in copied)
+
+
+# -- what an installation needs no longer ------------------------------------------------------------------------------
+
+
+def slim(environment: Path) -> str:
+    """What ``scripts/_slim.py`` says."""
+    command = [sys.executable, str(ROOT / "scripts" / "_slim.py"), str(environment)]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stderr
+
+
+def test_compiled_files_end_where_what_is_loaded_of_them_ends(tmp_path: Path) -> None:
+    from uvloop import loop
+
+    assert loop.__file__ is not None
+    library = tmp_path / Path(loop.__file__).name
+    shutil.copy(loop.__file__, library)
+    slim(tmp_path)
+    needed = library.read_bytes()
+    library.write_bytes(needed + bytes(2 << 20))  # what lies behind the last segment, as debug information does
+    assert slim(tmp_path).startswith("cut 2 MB")
+    assert library.read_bytes() == needed
+    assert slim(tmp_path) == ""
+    subprocess.run([sys.executable, "-c", f"import ctypes; ctypes.CDLL({str(library)!r})"], check=True, timeout=30)
+
+
+def test_other_files_are_left_alone(tmp_path: Path) -> None:
+    for name, content in (("text.so", b"INPUT(libc.so.6)"), ("torn.so", b"\x7fELF\x02\x01"), ("zeros.so", b"")):
+        (tmp_path / name).write_bytes(content + bytes(2 << 20))
+    assert slim(tmp_path) == ""
+    assert {path.stat().st_size for path in tmp_path.iterdir()} >= {2 << 20, (2 << 20) + 6}
