@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from hypothesis import settings
 
+from .browser import browser
+
+__all__ = ["browser"]
+
 # Hypothesis's own deadline of 200 ms an example measures how busy the machine is; each test has one by pytest-timeout.
 settings.register_profile("house", deadline=None)
 settings.load_profile("house")

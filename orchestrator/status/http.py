@@ -23,7 +23,7 @@ from orchestrator.errors import StateError
 
 from .assets import HEADERS, read_assets
 from .history import StepHistory
-from .prometheus import render_metrics
+from .metrics import render_metrics
 from .source_cause import AT_WORK
 from .stream import Streams
 
@@ -47,6 +47,7 @@ class StatusServer:
         self._host = host.strip("[]")
         self._port = int(port)
         self._status = status
+        self._history = history
         self._streams = Streams(status, history)
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
@@ -107,15 +108,16 @@ class StatusServer:
         engines = self._status()["engines"]
         if any(engine["state"] in AT_WORK for engine in engines):
             return web.Response(text="ready\n")
-        states = ", ".join(f"{engine['name']} is {engine['state']}" for engine in engines)
+        states = ", ".join(f"{engine['name']} is {engine['state']}" for engine in engines) or "there is none"
         return web.Response(status=503, text=f"no engine is at work: {states}\n")
 
     async def _report(self, _: web.Request) -> web.Response:
         return web.Response(body=orjson.dumps(self._status()), content_type="application/json")
 
     async def _metrics(self, _: web.Request) -> web.Response:
+        status = self._status() | {"history": self._history.last(1)}
         return web.Response(
-            body=render_metrics(self._status), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
+            body=render_metrics(status), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
         )
 
 
