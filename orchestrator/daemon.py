@@ -159,11 +159,12 @@ class Daemon:
             await tasks.start(store.run)
             await tasks.start(parts.engines.run)
             await tasks.start(parts.starvation.run, parts.reporter.cause)
+            # Before the socket: whoever is let in there may look here. Not ready until an engine is.
+            if self._config.status.http is not None:
+                await tasks.start(StatusServer(self._config.status.http, parts.reporter.status, parts.history).run)
             await tasks.start(parts.server.run)
             await tasks.start(parts.pool.run)
             await tasks.start(parts.production.run)
-            if self._config.status.http is not None:
-                await tasks.start(StatusServer(self._config.status.http, parts.reporter.status, parts.history).run)
             tasks.start_soon(self._end_when_finished, parts, store, changed)
             self._log.info(
                 f"ready: {len(parts.lines)} sources, step {store.ledger.step}, socket {self._config.consumer.socket}"
