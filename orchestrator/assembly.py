@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import __version__
+from .archive import Archiver
 from .broadcast import Broadcast
 from .checkpoint_control import CheckpointControl
 from .config import Config
@@ -55,6 +56,7 @@ class Parts:
     server: ConsumerServer
     reporter: Reporter
     history: StepHistory
+    archiver: Archiver | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +115,10 @@ def assemble(
     production = Production({name: line.producer for name, line in lines.items()})
     control = _control(base, mixer.table, production)
     control.restore_weights()
-    desk = LeaseDesk(ledger=store.ledger, journal=store, mixer=mixer, changed=changed)
+    desk = LeaseDesk(
+        ledger=store.ledger, journal=store, mixer=mixer, changed=changed, archives=config.archive is not None
+    )
+    archiver = _archiver(base)
     checkpoints = CheckpointControl(
         store=store,
         desk=desk,
@@ -148,6 +153,7 @@ def assemble(
         history=history,
         logs=logs,
         connections=connections,
+        archiver=archiver,
     )
     running = RunningConfig(
         config,
@@ -203,6 +209,7 @@ def assemble(
         server=server,
         reporter=reporter,
         history=history,
+        archiver=archiver,
     )
 
 
@@ -231,6 +238,22 @@ def _mixer(base: _Base, caps: RewardCaps, waits: Waits, history: StepHistory) ->
         outstanding_bound=config.outstanding_bound,
         buffer_bounds={source.name: (source.buffer.groups, source.buffer.bytes) for source in config.data_sources},
         on_formed=lines.batch_formed,
+    )
+
+
+def _archiver(base: _Base) -> Archiver | None:
+    archive, store = base.config.archive, base.store
+    if archive is None:
+        return None
+    return Archiver(
+        directory=archive.path,
+        format_=archive.format,
+        keep=archive.keep,
+        ledger=store.ledger,
+        journal=store,
+        changed=base.changed,
+        is_pressed=lambda: store.is_congested,
+        log=base.logs.logger("archive"),
     )
 
 

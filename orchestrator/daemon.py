@@ -24,7 +24,7 @@ from .assembly import Parts, assemble
 from .broadcast import Broadcast
 from .config import Config, Source, in_effect, prompt_options
 from .errors import ForeignState, OrchestratorError
-from .events import SourceFacts, SourcesChanged
+from .events import Archived, SourceFacts, SourcesChanged
 from .ledger import SourceSize
 from .logs import LogHandle
 from .mixer import Finished
@@ -42,6 +42,9 @@ STOP_DEADLINE_S: Final = 30.0
 
 LAST_SNAPSHOT_DEADLINE_S: Final = 20.0
 """Within which the log is flushed and the last snapshot written."""
+
+ARCHIVE_DEADLINE_S: Final = 5.0
+"""At the end, for the archive; what it does not get within it waits in the state for the next start."""
 
 LINGER_S: Final = 10.0
 """A finished run ends when no client has been connected for this long: ranks may still want to read the end."""
@@ -165,6 +168,7 @@ class Daemon:
             await tasks.start(parts.server.run)
             await tasks.start(parts.pool.run)
             await tasks.start(parts.production.run)
+            await self._start_archive(parts, store, tasks)
             tasks.start_soon(self._end_when_finished, parts, store, changed)
             self._log.info(
                 f"ready: {len(parts.lines)} sources, step {store.ledger.step}, socket {self._config.consumer.socket}"
@@ -173,7 +177,23 @@ class Daemon:
             self._log.info("stopping: what is in flight is parked")
             with anyio.move_on_after(STOP_DEADLINE_S):
                 await parts.production.stop()
+            if parts.archiver is not None:
+                with anyio.move_on_after(ARCHIVE_DEADLINE_S):
+                    await parts.archiver.flush()
             tasks.cancel_scope.cancel()
+
+    async def _start_archive(self, parts: Parts, store: StateStore, tasks: TaskGroup) -> None:
+        if parts.archiver is not None:
+            await tasks.start(parts.archiver.run)
+            return
+        waiting = list(store.ledger.unarchived.batches)
+        for key in waiting:
+            store.record(Archived(*key, is_given_up=True))
+        if waiting:
+            self._log.warning(
+                f"{len(waiting)} batches, of steps {waiting[0].step} to {waiting[-1].step}, waited for an archive and"
+                " are in none: `archive` is null now"
+            )
 
     async def _end_when_finished(self, parts: Parts, store: StateStore, changed: Broadcast) -> None:
         """Stop once the run is finished, everything is acknowledged, and no client has come for a while."""

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 __all__ = [
     "AbortedGeneration",
     "AlreadyRunning",
+    "ArchiveError",
     "BadRequest",
     "BadWorldSize",
     "BatchTimeout",
@@ -226,6 +227,12 @@ class CheckpointError(StateError):
     """No checkpoint of that name, a damaged one, or one of another state; what the daemon holds is untouched."""
 
     code = "bad_checkpoint"
+
+
+class ArchiveError(StateError):
+    """The archive has no such step, or cannot be read."""
+
+    code = "archive_error"
 
 
 class NotWritten(StateError):

@@ -18,6 +18,7 @@ import msgspec
 
 __all__ = [
     "AddedSource",
+    "Archived",
     "BatchFormed",
     "CheckpointLoaded",
     "Dropped",
@@ -105,10 +106,22 @@ class Resplit(_Event, tag="resplit", frozen=True):
 
 
 class LeaseAcked(_Event, tag="ack", frozen=True):
-    """A share was acknowledged by its rank."""
+    """A share was acknowledged by its rank; with ``archive`` its groups are kept until they are in the archive."""
 
     step: int
     rank: int
+    archive: bool = False
+
+
+class Archived(_Event, tag="archived", frozen=True):
+    """A batch that was trained on need not be kept any more: it is in the archive, or was given up.
+
+    ``history`` is the nonce of its leases.
+    """
+
+    history: str
+    step: int
+    is_given_up: bool = False
 
 
 class LeaseDiscarded(_Event, tag="discard", frozen=True):
@@ -234,6 +247,7 @@ Event = (
     | BatchFormed
     | Resplit
     | LeaseAcked
+    | Archived
     | LeaseDiscarded
     | VersionSet
     | WeightSet

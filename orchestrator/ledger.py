@@ -21,6 +21,7 @@ from typing import Any, Final, NamedTuple, Protocol
 from .buffer import InFlight, Place, PromptRef, SourceState, StoredGroup
 from .errors import CorruptState, SourceUnknown, VersionWentBack
 from .events import (
+    Archived,
     BatchFormed,
     Dropped,
     EngineAdded,
@@ -44,6 +45,7 @@ from .leases import LeasedBatch, Leases, Share
 from .observations import SourceStats
 from .source_changes import changed_sources
 from .source_roster import SourceRoster
+from .unarchived import BatchKey, Unarchived
 
 __all__ = ["DAMAGED", "Journal", "Ledger", "SourceSize"]
 
@@ -53,7 +55,7 @@ DISCARDED = "discarded"
 DAMAGED = "damaged"
 """The reason under which groups count that the disk did not give back as they were written; their prompts run again."""
 
-_NO_PLAN: Final = (LeaseAcked, VersionSet, WeightsHeld, EngineAdded, EngineDrained, EngineRemoved)
+_NO_PLAN: Final = (LeaseAcked, Archived, VersionSet, WeightsHeld, EngineAdded, EngineDrained, EngineRemoved)
 """Events that change nothing of what the coming batches will be."""
 
 
@@ -103,6 +105,7 @@ class Ledger:
         self.retired: dict[str, SourceState] = {}
         """Sources that are no more: what they launched stays accounted for."""
         self.leases = Leases(nonce)
+        self.unarchived = Unarchived()
         self.fleet = Fleet()
         self.roster = SourceRoster()
         self.step = 0
@@ -118,6 +121,7 @@ class Ledger:
             BatchFormed: self._batch_formed,
             Resplit: self._resplit,
             LeaseAcked: self._acked,
+            Archived: self._archived,
             LeaseDiscarded: self._discarded,
             VersionSet: self._version_set,
             WeightSet: self._weight_set,
@@ -223,7 +227,7 @@ class Ledger:
                 return False
             flight.partials[at] = (new, frame)
             return True
-        group = state.ready.get(index) or self.leases.group(index)
+        group = state.ready.get(index) or self.leases.group(index) or self.unarchived.group(index)
         if group is None or group.place != old:
             return False
         was_lost = group.damage is not None
@@ -277,8 +281,15 @@ class Ledger:
         self.leases.resplit(event.step, event.shares, event.split)
 
     def _acked(self, event: LeaseAcked) -> None:
-        for group in self.leases.finish(event.step, event.rank):
+        batch = self.leases.batches[event.step]
+        groups = self.leases.finish(event.step, event.rank)
+        for group in groups:
             self._owner(group.source).acknowledged += 1
+        if event.archive:
+            self.unarchived.add(self.leases.nonce, batch, groups)
+
+    def _archived(self, event: Archived) -> None:
+        self.unarchived.finish(BatchKey(event.history, event.step))
 
     def _discarded(self, event: LeaseDiscarded) -> None:
         for group in self.leases.finish(event.step, event.rank):
@@ -325,6 +336,8 @@ class Ledger:
         for _, share in self.leases.open_shares():
             for group in share.groups:
                 yield group.place, group.frame
+        for group in self.unarchived.groups():
+            yield group.place, group.frame
 
     def snapshot(self) -> dict[str, Any]:
         """JSON-compatible index of the whole state."""
@@ -338,6 +351,7 @@ class Ledger:
             "sources": {name: state.snapshot() for name, state in self.sources.items()},
             "retired": {name: state.snapshot() for name, state in self.retired.items()},
             "leases": self.leases.snapshot(),
+            "unarchived": self.unarchived.snapshot(),
             "fleet": self.fleet.snapshot(),
             "roster": self.roster.snapshot(),
         }
@@ -352,6 +366,7 @@ class Ledger:
         self._load_sources(self.sources, data["sources"], frame_at)
         self._load_sources(self.retired, data.get("retired", {}), frame_at)
         self.leases.load(data["leases"], frame_at)
+        self.unarchived.load(data.get("unarchived", []), frame_at)
         self.fleet.load(data.get("fleet", {}))
         self.roster.load(data.get("roster", {}))
 
@@ -369,11 +384,13 @@ class Ledger:
         """Go back to what ``snapshot`` described, of an earlier time: a checkpoint's.
 
         Its leases get new names, so that all older ones end. The engines are what they are now, and hold nobody knows
-        which parameters.
+        which parameters. What was trained on is not undone: it goes on waiting for the archive.
         """
         fleet, roster, self.roster = self.fleet.snapshot(), self.roster, SourceRoster()
+        unarchived, self.unarchived = self.unarchived, Unarchived()
         self.load(data, frame_at)
         self.leases.nonce = nonce
+        self.unarchived = unarchived
         self.fleet.load(fleet)
         self.fleet.forget_weights()
         self.roster = roster

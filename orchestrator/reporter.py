@@ -16,6 +16,7 @@ from typing import Any, Final
 from structlog.typing import FilteringBoundLogger
 
 from . import __version__
+from .archive import Archiver
 from .config import Config
 from .consumer import Connection, LeaseDesk
 from .control import Control
@@ -101,6 +102,7 @@ class Reporter:
         history: StepHistory,
         logs: LogHandle,
         connections: Mapping[int, Connection],
+        archiver: Archiver | None,
     ) -> None:
         self._config = config
         self._store = store
@@ -115,6 +117,7 @@ class Reporter:
         self._history = history
         self._logs = logs
         self._connections = connections
+        self._archiver = archiver
         self._started = time.monotonic()
 
     def reconfigure(self, config: Config) -> None:
@@ -167,7 +170,7 @@ class Reporter:
                 "num_rollout": rollout.num_rollout,
                 "rollout_batch_size": rollout.rollout_batch_size,
                 "n_samples_per_prompt": rollout.n_samples_per_prompt,
-                "has_archive": False,
+                "has_archive": self._archiver is not None,
             },
             ledger=self._store.ledger,
             mixer=self._mixer,
@@ -187,6 +190,7 @@ class Reporter:
             },
             connections=[{"pid": c.holder.pid, "client": c.client} for c in self._connections.values()],
             state=asdict(self._store.statistics()),
+            archive=None if self._archiver is None else asdict(self._archiver.statistics()),
             problems=self._store.recovery.problems,
             events=self._logs.recent.last(EVENTS),
             history=self._history.last(history),

@@ -12,7 +12,7 @@ from typing import Any
 import anyio
 
 from orchestrator.buffer import InFlight
-from orchestrator.events import BatchFormed, Dropped, Launched, LeaseAcked, VersionSet
+from orchestrator.events import Archived, BatchFormed, Dropped, Launched, LeaseAcked, VersionSet
 from orchestrator.ledger import Ledger, SourceSize
 from orchestrator.partials import encode_partial
 from orchestrator.state import StateStore
@@ -69,6 +69,10 @@ def facts(ledger: Ledger, *, without: Iterable[int] = ()) -> dict[str, Any]:
             ]
             for step, batch in ledger.leases.batches.items()
         },
+        "unarchived": {
+            str(batch.key.step): {str(i): digest(g.frame) for i, g in batch.groups.items() if g.damage is None}
+            for batch in ledger.unarchived.batches.values()
+        },
     }
 
 
@@ -97,7 +101,9 @@ def act(store: StateStore, rng: random.Random) -> None:
         shares = [[g.group_index for g in state.oldest_ready(3)]]
         store.record(BatchFormed(ledger.step, ledger.policy_version, {}, {}, {state.name: 0.5}, shares))
     elif choice < 0.95 and ledger.leases.batches:
-        store.record(LeaseAcked(rng.choice(list(ledger.leases.batches)), 0))
+        store.record(LeaseAcked(rng.choice(list(ledger.leases.batches)), 0, archive=rng.random() < 0.7))
+    elif choice < 0.97 and ledger.unarchived.batches:
+        store.record(Archived(*rng.choice(list(ledger.unarchived.batches))))
     else:
         store.record(VersionSet(ledger.policy_version + 1))
 

@@ -561,14 +561,24 @@ over_sampling_batch_size: 8
     # -- not yet ------------------------------------------------------------------------------------------------------
     "what this version does not do": Wrong(
         """
-archive: {path: archive}
 tokenizer: {path: tokenizer.json}
 """,
+        "1: tokenizer: this is not supported by this version "
+        "(leave it out; engines tokenise prompts and apply their model's own template)",
+    ),
+    # -- the archive ---------------------------------------------------------------------------------------------------
+    "archive where a file stands": Wrong(
         """
-1: archive: this is not supported by this version (leave it out)
-2: tokenizer: this is not supported by this version \
-(leave it out; engines tokenise prompts and apply their model's own template)
+archive: {path: sums.jsonl}
 """,
+        "1: archive.path: {here}/sums.jsonl is a file, a directory is expected there (another path)",
+    ),
+    "archive in the state": Wrong(
+        """
+run: {state_dir: here}
+archive: {path: here}
+""",
+        "2: archive.path: is the same path as run.state_dir (a directory of its own)",
     ),
     # -- found by looking at what the config names ---------------------------------------------------------------------
     "prompt file that is not there": Wrong(

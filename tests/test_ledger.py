@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from orchestrator.buffer import SourceState
 from orchestrator.errors import CorruptState, LeaseUnknown, VersionWentBack
 from orchestrator.events import (
+    Archived,
     BatchFormed,
     Dropped,
     Launched,
@@ -24,6 +25,7 @@ from orchestrator.events import (
     VersionSet,
     WeightSet,
 )
+from orchestrator.frames import GroupFrame
 from orchestrator.leases import split_batch
 from orchestrator.ledger import Ledger, SourceSize
 from orchestrator.partials import encode_partial, restore_samples
@@ -48,6 +50,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.where: dict[int, str] = {}
         self.events: dict[int, Launched] = {}
         self.cut: tuple[int, bytes] | None = None
+        self.trained: dict[int, set[int]] = {}
 
     def _at(self, place: str) -> list[int]:
         return [index for index, where in self.where.items() if where == place]
@@ -137,11 +140,24 @@ class LedgerMachine(RuleBasedStateMachine):
         batch, share = data.draw(st.sampled_from(list(self.ledger.leases.open_shares())))
         lease = self.ledger.leases.name(batch, share.rank)
         indices = [g.group_index for g in share.groups]
-        kind = LeaseDiscarded if discard else LeaseAcked
-        self.journal.record(kind(step=batch.step, rank=share.rank))
+        archive = not discard and data.draw(st.booleans())
+        event = LeaseDiscarded(batch.step, share.rank) if discard else LeaseAcked(batch.step, share.rank, archive)
+        self.journal.record(event)
+        if archive:
+            self.trained.setdefault(batch.step, set()).update(indices)
         assert self.ledger.leases.find(lease, self.ledger.step) is None, "acknowledging twice is fine"
         for index in indices:
             self.where[index] = "dropped" if discard else "acknowledged"
+
+    @precondition(lambda self: self.trained)
+    @rule(data=st.data())
+    def archive(self, data: st.DataObject) -> None:
+        ready = [b.key.step for b in self.ledger.unarchived.ready("n", iter(self.ledger.leases.batches))]
+        assert set(ready) == set(self.trained) - set(self.ledger.leases.batches)
+        if ready:
+            step = data.draw(st.sampled_from(ready))
+            self.journal.record(Archived("n", step))
+            del self.trained[step]
 
     @precondition(lambda self: self.ledger.leases.batches)
     @rule(data=st.data())
@@ -173,6 +189,9 @@ class LedgerMachine(RuleBasedStateMachine):
     def accounting_adds_up(self) -> None:
         leased = {g.group_index for _, share in self.ledger.leases.open_shares() for g in share.groups}
         assert leased == set(self._at("leased"))
+        assert {b.key.step: set(b.groups) for b in self.ledger.unarchived.batches.values()} == self.trained
+        needed = {GroupFrame(frame).header["group_index"] for _, frame in self.ledger.frames()}
+        assert needed >= {index for groups in self.trained.values() for index in groups}, "its frames are kept"
         for state in self._states():
             assert set(state.in_flight) == {i for i in self._at("in_flight") if self.events[i].source == state.name}
             assert set(state.ready) == {i for i in self._at("ready") if self.events[i].source == state.name}

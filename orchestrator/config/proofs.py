@@ -8,6 +8,7 @@ Invariants:
 
 from __future__ import annotations
 
+import importlib.util
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,7 +28,6 @@ MAX_SOCKET_PATH_BYTES: Final = 107
 ZERO_STD_FILTER: Final = "check_reward_nonzero_std"
 
 NOT_YET: Final[dict[tuple[str, ...], tuple[Callable[[Config], bool], str]]] = {
-    ("archive",): (lambda config: config.archive is not None, "leave it out"),
     ("tokenizer",): (
         lambda config: config.tokenizer is not None,
         "leave it out; engines tokenise prompts and apply their model's own template",
@@ -233,6 +233,24 @@ def _log_file_is_its_own(config: Config) -> Iterator[Finding]:
         yield Finding(location, f"{above} is a file, the log's directory is expected there", "another path")
 
 
+def _archive_can_be_written(config: Config) -> Iterator[Finding]:
+    archive = config.archive
+    if archive is None:
+        return
+    if archive.format == "parquet" and importlib.util.find_spec("pyarrow") is None:
+        yield Finding(
+            ("archive", "format"),
+            "parquet needs pyarrow, which is not installed",
+            "pip install 'rollout-orchestrator[prompts]', or jsonl",
+        )
+    path = archive.path
+    if path == config.run.state_dir:
+        yield Finding(("archive", "path"), "is the same path as run.state_dir", "a directory of its own")
+    elif (path.exists() and not path.is_dir()) or (above := _file_above(path)) is not None:
+        wrong = path if path.exists() else above
+        yield Finding(("archive", "path"), f"{wrong} is a file, a directory is expected there", "another path")
+
+
 def _file_above(path: Path) -> Path | None:
     """The first of the directories above that is something else."""
     return next((parent for parent in path.parents if parent.exists() and not parent.is_dir()), None)
@@ -260,4 +278,5 @@ PROOFS: Final[tuple[Callable[[Config], Iterator[Finding]], ...]] = (
     _socket_is_its_own,
     _state_dir_is_a_directory,
     _log_file_is_its_own,
+    _archive_can_be_written,
 )

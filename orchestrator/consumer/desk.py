@@ -57,13 +57,17 @@ class LeaseDesk:
         journal: where decisions are recorded.
         mixer: forms batches.
         changed: notified when a share becomes free.
+        archives: whether what is acknowledged is to be kept until it is in an archive.
     """
 
-    def __init__(self, *, ledger: Ledger, journal: Journal, mixer: Mixer, changed: Broadcast) -> None:
+    def __init__(
+        self, *, ledger: Ledger, journal: Journal, mixer: Mixer, changed: Broadcast, archives: bool = False
+    ) -> None:
         self._ledger = ledger
         self._journal = journal
         self._mixer = mixer
         self._changed = changed
+        self._archives = archives
         self._held: dict[str, Holder] = {}  # lease → who holds it
         self._since: dict[str, float] = {}  # lease → when it was handed out last, on the monotonic clock
         self._ranks: dict[int, Holder] = {}
@@ -214,7 +218,7 @@ class LeaseDesk:
         if (found := self._ledger.leases.find(lease, self._ledger.step)) is not None:
             batch, share = found
             self._held.pop(lease, None)
-            self._journal.record(LeaseAcked(step=batch.step, rank=share.rank))
+            self._journal.record(LeaseAcked(step=batch.step, rank=share.rank, archive=self._archives))
 
     def nack(self, lease: str, *, discard: bool) -> None:
         """The share is given back: handed out again, or with ``discard`` dropped and counted.
@@ -235,7 +239,7 @@ class LeaseDesk:
         for batch, share in list(self._ledger.leases.open_shares()):
             if batch.step <= step:
                 self._held.pop(self._lease(batch, share), None)
-                self._journal.record(LeaseAcked(step=batch.step, rank=share.rank))
+                self._journal.record(LeaseAcked(step=batch.step, rank=share.rank, archive=self._archives))
 
     def forget(self) -> None:
         """All leases have ended, whoever held them."""

@@ -62,6 +62,7 @@ def kept_by(data: dict[str, Any]) -> Kept:
     states = ledger["sources"].values()
     groups = [entry for state in states for entry in state["ready"]]
     groups += [entry for batch in ledger["leases"] for _, entries in batch["shares"] for entry in entries]
+    groups += [entry for batch in ledger.get("unarchived", ()) for entry in batch["groups"]]
     # in format 1 an entry is a place alone
     frames = {entry[0] if isinstance(entry[0], int) else entry[0][0] for entry in groups}
     frames |= {place[0] for state in states for flight in state["in_flight"] for place in flight[5]}

@@ -27,7 +27,7 @@ from structlog.typing import FilteringBoundLogger
 from orchestrator.broadcast import Broadcast
 from orchestrator.buffer import Place, StoredGroup
 from orchestrator.errors import StateError
-from orchestrator.events import CheckpointLoaded, Event, Launched, LeaseAcked, encode_event
+from orchestrator.events import Archived, CheckpointLoaded, Event, Launched, LeaseAcked, encode_event
 from orchestrator.ledger import Ledger, SourceSize
 from orchestrator.source_roster import SourceRoster
 
@@ -158,7 +158,7 @@ class StateStore:
         """
         self.ledger.apply(event)
         self._append(RecordKind.EVENT, encode_event(event))
-        if not isinstance(event, Launched | LeaseAcked):
+        if not isinstance(event, Launched | LeaseAcked | Archived):
             self._replan.notify()
 
     def store_group(self, frame: bytes) -> StoredGroup:
@@ -183,6 +183,10 @@ class StateStore:
     async def written(self, mark: int | None = None) -> None:
         """Return when everything recorded so far, or up to ``mark``, survives the end of this process."""
         await self._writer.written(mark)
+
+    async def synced(self) -> None:
+        """Return when everything recorded so far survives a power cut."""
+        await self._writer.synced(self._writer.sequence)
 
     def _append(self, kind: RecordKind, body: bytes, prefix: bytes | None = None) -> Place:
         place = self._writer.append(kind, body, prefix)

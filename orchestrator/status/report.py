@@ -31,7 +31,8 @@ class RunFacts:
     """What the status is built from, as it is at one moment.
 
     ``cause``: why no batch is formed, ``None`` where one can be; ``held`` maps leases to the pid that holds them and
-    for how many seconds; ``connections`` lists clients; ``state`` are the counts of the state store; ``problems`` is
+    for how many seconds; ``connections`` lists clients; ``state`` are the counts of the state store,
+    ``archive`` those of the archive (``None``: there is none); ``problems`` is
     what the restart found damaged; ``events`` are the last log lines, ``history`` the last steps' figures
     (:func:`~orchestrator.status.history.step_point`).
     """
@@ -50,6 +51,7 @@ class RunFacts:
     held: Mapping[str, tuple[int, float]]
     connections: Sequence[Mapping[str, Any]]
     state: Mapping[str, Any]
+    archive: Mapping[str, Any] | None
     problems: Sequence[str]
     events: Sequence[Mapping[str, Any]]
     history: Sequence[Mapping[str, Any]]
@@ -77,6 +79,7 @@ def build_status(facts: RunFacts) -> dict[str, Any]:
         "starvation": dict(facts.starvation),
         "connections": list(facts.connections),
         "state": dict(facts.state),
+        "archive": facts.archive,
         "problems": list(facts.problems),
         "events": list(facts.events),
         "history": list(facts.history),
