@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops
 from rich.console import Console
 
 from orchestrator.cli import main
@@ -16,7 +17,8 @@ from orchestrator.config import load_config
 from orchestrator.demo.display import comparison, live, summary
 from orchestrator.demo.keeper import DemoFailed, Keeper
 from orchestrator.demo.picture import Panel, PictureError, draw
-from orchestrator.demo.progress import WINDOW, Curve, ProgressFile, Run, Step
+from orchestrator.demo.progress import WINDOW, Curve, ProgressFile, Restart, Run, Step
+from orchestrator.demo.restarts import RestartWatch
 from orchestrator.demo.run import Moment
 from orchestrator.demo.setup import SCHEDULES, Places, Schedule, write_config
 
@@ -90,8 +92,8 @@ def test_what_a_run_comes_to() -> None:
 # -- what is shown -----------------------------------------------------------------------------------------------------
 
 
-def shown(renderable: object) -> str:
-    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115 - ends with the test
+def shown(renderable: object, width: int = 100) -> str:
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115 - ends with the test
     console.print(renderable)
     console.file.close()
     return console.export_text()
@@ -102,10 +104,31 @@ def test_the_display_says_where_a_run_stands() -> None:
         "sources": {name: {"groups": {"buffered": 5, "in_flight": 7}} for name in ("easy", "hard")},
         "engines": [{"name": "embedded-0", "state": "down"}],
     }
-    text = shown(live(Moment(learning(steps=120), 400, status, {"daemon": 0, "trainer": 2}, {})))
-    for said in ("step 120 of 400", "1:10 left", "80%", "trainer started again: 2", "embedded-0: down", "60 of 11520"):
+    run = replace(learning(steps=120), restarts=(Restart(30, "trainer"), Restart(60, "trainer")))
+    text = shown(live(Moment(run, 400, status, {}, "127.0.0.1:8642")))
+    for said in (
+        "step 120 of 400",
+        "1:10 left",
+        "80%",
+        "trainer started again: 2",
+        "embedded-0: down",
+        "60 of 11520",
+        "http://127.0.0.1:8642/",
+    ):
         assert said in text
-    assert "does not answer" in shown(live(Moment(learning(steps=0), 400, None, {}, {})))
+    nothing_yet = shown(live(Moment(learning(steps=0), 400, None, {})))
+    assert "does not answer" in nothing_yet
+    assert "live page" not in nothing_yet
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (120, 40)])
+def test_the_display_fits_on_a_terminal(width: int, height: int) -> None:
+    moment = Moment(learning(steps=200), 200, None, {}, "127.0.0.1:8642")
+    lines = shown(live(moment, width), width).splitlines()
+    assert len(lines) < height
+    assert max(map(len, lines)) <= width
+    curves = [line for line in lines if line.startswith(("  easy", "  hard"))]
+    assert all("…" not in line and line.rstrip().endswith("█") for line in curves), curves
 
 
 def test_the_tables_say_what_was_asked_and_what_came() -> None:
@@ -135,10 +158,44 @@ def test_a_run_without_steps_can_be_drawn(tmp_path: Path) -> None:
     draw([Panel("nothing", [Run("mix", 0, ("easy", "hard"), [])], 10)], tmp_path / "empty.png", title="empty")
 
 
-def test_a_picture_has_to_be_a_png() -> None:
-    with pytest.raises(SystemExit, match=r"write --picture it\.png"):
-        main(["demo", "--picture", "it.svg"])
+def test_what_was_started_again_is_marked(tmp_path: Path) -> None:
+    plain, marked = tmp_path / "plain.png", tmp_path / "marked.png"
+    for path, restarts in ((plain, ()), (marked, (Restart(50, "daemon"), Restart(150, "engine")))):
+        draw([Panel("one", [replace(learning(), restarts=restarts)], 200)], path, title="one")
+    with Image.open(plain) as one, Image.open(marked) as other:
+        changed = ImageChops.difference(one.convert("RGB"), other.convert("RGB")).point(lambda v: 255 * (v > 60))
+        columns = {x for x in range(900) if changed.crop((x, 80, x + 1, 320)).getbbox() is not None}
+    assert {min((250, 642), key=lambda at: abs(x - at)) for x in columns} == {250, 642}
+    assert max(min(abs(x - 250), abs(x - 642)) for x in columns) <= 2
+
+
+def test_a_picture_that_cannot_be_written_is_named_before_the_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["demo", "--picture", "it.svg"]) == USAGE
+    assert "write --picture it.png" in capsys.readouterr().err
+    assert main(["demo", "--picture", str(tmp_path / "missing" / "it.png")]) == USAGE
+    assert "nothing can be written in that folder" in capsys.readouterr().err
     assert main(["demo", "--schedule", "easy-only"]) == USAGE
+
+
+# -- what was started again --------------------------------------------------------------------------------------------
+
+
+def engines(failed: int) -> dict[str, object]:
+    return {"engines": [{"name": "embedded-0", "failed": failed}]}
+
+
+def test_deaths_are_seen_from_one_look_to_the_next() -> None:
+    watch = RestartWatch()
+    watch.look(5, {"daemon": 0, "trainer": 0}, engines(0))
+    watch.look(9, {"daemon": 0, "trainer": 1}, engines(3))
+    watch.look(10, {"daemon": 0, "trainer": 1}, engines(16))  # of the same death
+    watch.look(20, {"daemon": 1, "trainer": 1}, None)
+    watch.look(21, {"daemon": 1, "trainer": 1}, engines(0))  # another daemon counts from 0
+    watch.look(40, {"daemon": 1, "trainer": 1}, engines(1))
+    found = [(restart.step, restart.name) for restart in watch.found]
+    assert found == [(9, "trainer"), (9, "engine"), (20, "daemon"), (40, "engine")]
 
 
 # -- processes ---------------------------------------------------------------------------------------------------------

@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,8 +26,11 @@ from orchestrator.demo.progress import ProgressFile, Run
 from orchestrator.demo.run import Moment, run
 from orchestrator.demo.setup import Places, working_directory, write_config
 
+from .campaigns import until
+
 STEPS = 40
 CHANCE = 0.5 / 16 + 0.5 / 16**2
+KILLS = {"daemon": 1, "trainer": 2}
 
 pytestmark = pytest.mark.timeout(150)
 
@@ -83,7 +88,7 @@ def test_it_learns_what_chance_does_not_give(finished: Run) -> None:
 
 
 def test_every_step_was_trained_on_once(finished: Run, folder: Path, moments: list[Moment]) -> None:
-    assert moments[-1].restarts == {"daemon": 1, "trainer": 2}
+    assert Counter(restart.name for restart in finished.restarts if restart.name != "engine") == KILLS
     assert [step.step for step in finished.steps] == list(range(STEPS))
     assert State.load(folder / "trainer" / "trainer.npz").step == STEPS
     noted: dict[int, dict[str, Any]] = {}
@@ -140,3 +145,23 @@ def test_it_goes_on_in_a_folder_that_was_kept(finished: Run, folder: Path) -> No
     more = run(folder, schedule="curriculum", seed=0, steps=STEPS + 3, http=None, show=lambda _: None)
     assert [step.step for step in more.steps] == list(range(STEPS + 3))
     assert more.steps[:STEPS] == finished.steps
+
+
+def processes_of(folder: Path) -> list[int]:
+    """Those whose command line names something in the folder."""
+    lines = {path: path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")}
+    return [int(path.parent.name) for path, line in lines.items() if os.fsencode(folder) in line]
+
+
+def test_a_demo_that_is_told_to_end_leaves_nothing_running(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "orchestrator", "demo", "--steps", "100000", "--keep", str(tmp_path / "kept")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=working_directory(), text=True) as process:
+        try:
+            until(lambda: len(processes_of(tmp_path)) == 4, "demo, daemon, engine and trainer")
+            process.terminate()
+            said, _ = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 1
+    assert "again it goes on" in said.replace("\n", " ")
+    assert processes_of(tmp_path) == []

@@ -3,21 +3,26 @@
 Invariants:
 
 * Everything is written to a folder of its own, which is removed unless ``--keep`` names it, and to one picture.
+* However the command is told to end, by the keyboard, SIGTERM or a terminal that is closed, what it started ends first.
 * Exit code 0 says that the runs are finished, not that they learned: the tables say that.
 """
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter, validators
 
-from .exit_codes import FAILED, OK
+from .exit_codes import FAILED, OK, USAGE
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -68,21 +73,22 @@ def demo(
     picture
         Where the picture is written, a PNG file.
     http
-        Address of the daemon's status page, such as 127.0.0.1:8642.
+        Address of the daemon's live page, such as 127.0.0.1:8642.
     """
     from rich.console import Console
 
     from orchestrator.demo.setup import SCHEDULES
 
-    if picture.suffix.lower() != ".png":
-        raise SystemExit(f"{picture}: the picture is a PNG file; write --picture {picture.with_suffix('.png').name}")
+    if (problem := _picture_problem(picture)) is not None:
+        print(f"orchestrator demo: {problem}", file=sys.stderr)
+        return USAGE
     console = Console(highlight=False)
     count = seeds or (FRESH_SEEDS if compare else 1)
     wanted = [
         (n, seed) for n in (SCHEDULES if compare else [schedule]) for seed in range(first_seed, first_seed + count)
     ]
     try:
-        with _folder(keep) as folder:
+        with _told_to_end(), _folder(keep) as folder:
             runs = [_watch(folder / f"{name}-{seed}", name, seed, steps, http, console) for name, seed in wanted]
     except KeyboardInterrupt:
         console.print("Interrupted." + (f" With --keep {keep} again it goes on." if keep else ""))
@@ -91,6 +97,30 @@ def demo(
     if keep is not None:
         console.print(f"Everything else is in {keep}")
     return OK
+
+
+def _picture_problem(picture: Path) -> str | None:
+    """Why it cannot be written, if that is so: to be said before the runs and not after them."""
+    if picture.suffix.lower() != ".png":
+        return f"{picture}: the picture is a PNG file; write --picture {picture.with_suffix('.png').name}"
+    if not os.access(picture.parent, os.W_OK):
+        return f"{picture}: nothing can be written in that folder; name another one with --picture"
+    return None
+
+
+@contextmanager
+def _told_to_end() -> Iterator[None]:
+    """SIGTERM and SIGHUP are like an interrupt from the keyboard: processes are ended and folders removed."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
@@ -112,8 +142,10 @@ def _watch(folder: Path, schedule: Schedule, seed: int, steps: int, http: str | 
     start = partial(run, folder, schedule=schedule, seed=seed, steps=steps, http=http)
     if console.is_terminal:
         with Live(console=console, refresh_per_second=4, transient=True) as screen:
-            finished = start(show=lambda moment: screen.update(live(moment)))
+            finished = start(show=lambda moment: screen.update(live(moment, console.width)))
     else:
+        if http is not None:
+            console.print(f"live page: http://{http}/")
         finished = start(show=_lines(console))
     console.print(summary(finished))
     return finished

@@ -7,6 +7,7 @@ Invariants:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Final
@@ -22,16 +23,28 @@ if TYPE_CHECKING:
 __all__ = ["comparison", "headline", "live", "summary"]
 
 BLOCKS: Final = "▁▂▃▄▅▆▇█"
-CURVE_CELLS: Final = 32
-BAR_CELLS: Final = 40
+
+WIDTH: Final = 80
+"""Columns that a terminal has unless it says otherwise."""
+
+WIDEST: Final = 120
+TABLE_CELLS: Final = 63
+"""Of the table of sources without the curve, for names as long as these."""
+
+SHORTEST_CURVE: Final = 8
 
 
-def live(moment: Moment) -> RenderableType:
-    """A run as it is now, for a terminal of 80 columns or more."""
+def live(moment: Moment, width: int = WIDTH) -> RenderableType:
+    """A run as it is now, for a terminal of ``width`` columns."""
     from rich.console import Group
     from rich.text import Text
 
-    return Group(Text(headline(moment), style="bold"), _bar(moment), _sources(moment), Text(_events(moment), "dim"))
+    width = min(width, WIDEST)
+    lines = [Text(headline(moment), "bold"), _bar(moment, width - 1), _sources(moment, width)]
+    lines.append(Text(_events(moment), "dim"))
+    if moment.http is not None:
+        lines.append(Text(f"live page: http://{moment.http}/", "dim"))
+    return Group(*lines)
 
 
 def headline(moment: Moment) -> str:
@@ -50,15 +63,16 @@ def _minutes(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
 
 
-def _bar(moment: Moment) -> RenderableType:
+def _bar(moment: Moment, cells: int) -> RenderableType:
     from rich.text import Text
 
-    full = round(BAR_CELLS * len(moment.run.steps) / moment.steps)
-    return Text.assemble(("━" * full, "green"), ("━" * (BAR_CELLS - full), "dim"))
+    full = round(cells * len(moment.run.steps) / moment.steps)
+    return Text.assemble(("━" * full, "green"), ("─" * (cells - full), "dim"))
 
 
-def _sources(moment: Moment) -> Table:
+def _sources(moment: Moment, width: int) -> Table:
     table = _table("source", "weight", "groups", "buffered", "in flight", "reward", "so far")
+    cells = max(SHORTEST_CURVE, width - TABLE_CELLS)
     for name in moment.run.sources:
         last = moment.run.steps[-1] if moment.run.steps else None
         groups = moment.status["sources"][name]["groups"] if moment.status is not None else {}
@@ -70,17 +84,17 @@ def _sources(moment: Moment) -> Table:
             str(groups.get("buffered", "")),
             str(groups.get("in_flight", "")),
             "" if rewards.last is None else f"{rewards.last:.2f}",
-            _curve(rewards, moment.steps),
+            _curve(rewards, moment.steps, cells),
         )
     return table
 
 
-def _curve(curve: Curve, steps: int) -> str:
-    """Rewards over the whole run in ``CURVE_CELLS`` cells; blank where the source had no part, or not yet."""
-    cells: list[list[float]] = [[] for _ in range(CURVE_CELLS)]
+def _curve(curve: Curve, steps: int, cells: int) -> str:
+    """Rewards over the whole run in so many cells; blank where the source had no part, or not yet."""
+    found: list[list[float]] = [[] for _ in range(cells)]
     for step, value in zip(curve.steps, curve.values, strict=True):
-        cells[min(CURVE_CELLS - 1, step * CURVE_CELLS // steps)].append(value)
-    return "".join(BLOCKS[min(7, int(8 * fmean(cell)))] if cell else " " for cell in cells)
+        found[min(cells - 1, step * cells // steps)].append(value)
+    return "".join(BLOCKS[min(7, int(8 * fmean(cell)))] if cell else " " for cell in found)
 
 
 def _events(moment: Moment) -> str:
@@ -88,8 +102,8 @@ def _events(moment: Moment) -> str:
     steps = moment.run.steps
     parts = [f"policy version {steps[-1].step + 1 if steps else 0}"]
     parts.append(f"{moment.run.continued} of {sum(s.samples for s in steps)} samples continued across versions")
-    restarts = dict(moment.restarts)
-    parts += [f"{name} started again: {count}" for name, count in restarts.items() if count]
+    counts = Counter(restart.name for restart in moment.run.restarts)
+    parts += [f"{name} started again: {count}" for name, count in counts.items()]
     parts += _engine_trouble(moment.status)
     return " · ".join(parts)
 

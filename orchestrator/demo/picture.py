@@ -93,6 +93,8 @@ def _draw_panel(brush: _Brush, panel: Panel, begin: int, width: int) -> None:
     brush.text(left, TOP - 16, panel.title, size=14, anchor="lm")
     rewards = _Frame(brush, left, TOP, right, middle - GAP, panel.steps)
     rewards.axes("reward", (0.0, 0.5, 0.9, 1.0), steps=False)
+    for restart in (restart for run in panel.runs for restart in run.restarts):
+        rewards.mark(restart.step, f"{restart.name} restarted")
     _draw_rewards(rewards, panel)
     mixture = _Frame(brush, left, middle, right, bottom, panel.steps)
     mixture.axes("share of batch", (0.0, 0.5, 1.0), steps=True)
@@ -185,6 +187,14 @@ class _Frame:
         for step in range(0, self._steps + 1, every):
             self.brush.text(self._x(step), self._bottom + 12, str(step), size=11, anchor="mm")
         self.brush.text(self._right, self._bottom + 28, "step", size=11, anchor="rm", colour=GREY)
+
+    def mark(self, step: float, text: str) -> None:
+        """A dashed line from top to bottom, and a word under it."""
+        x, y = self._x(step), self.top
+        while y < self._bottom:
+            self.brush.line([(x, y), (x, y + 4)], GREY, 1)
+            y += 8
+        self.brush.text(x, self._bottom + 9, text, size=11, anchor="mm", colour=GREY)
 
     def line(self, curve: Curve, colour: str, width: float) -> None:
         points = [(self._x(s), self._y(v)) for s, v in zip(curve.steps, curve.values, strict=True)]

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Final
 
-__all__ = ["WINDOW", "Curve", "ProgressFile", "Run", "Step"]
+__all__ = ["WINDOW", "Curve", "ProgressFile", "Restart", "Run", "Step"]
 
 WINDOW: Final = 20
 """Steps that a smoothed value is the mean of: 160 groups of 12 a step, 3 to 4 % of noise at a reward of one half."""
@@ -90,14 +90,23 @@ class Curve:
 
 
 @dataclass(frozen=True, slots=True)
+class Restart:
+    """A process was started again: ``name`` it, when there were ``step`` steps."""
+
+    step: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
-    """The steps of one run under one schedule and seed."""
+    """The steps of one run under one schedule and seed; ``restarts`` since it was begun, or gone on with."""
 
     schedule: str
     seed: int
     sources: tuple[str, ...]
     steps: Sequence[Step]
     seconds: float = 0.0
+    restarts: Sequence[Restart] = ()
 
     def rewards(self, source: str) -> Curve:
         """Mean rewards of a source, of the steps that it was in."""

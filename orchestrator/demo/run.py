@@ -21,6 +21,7 @@ from orchestrator.errors import OrchestratorError
 
 from .keeper import DemoFailed, Keeper
 from .progress import ProgressFile, Run
+from .restarts import RestartWatch
 from .setup import Places, Schedule, example_module, working_directory, write_config
 
 __all__ = ["Moment", "run"]
@@ -40,14 +41,15 @@ ONE_THREAD: Final = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "M
 class Moment:
     """What there is to see of a run now.
 
-    ``status``: of the daemon, ``None`` while it cannot be asked; ``restarts`` of each process; ``pids`` of them.
+    ``steps`` that it is to have; ``status``: of the daemon, ``None`` while it cannot be asked; ``pids`` of the
+    processes; ``http``: address of the live page, if it is on.
     """
 
     run: Run
     steps: int
     status: dict[str, Any] | None
-    restarts: dict[str, int]
     pids: dict[str, int]
+    http: str | None = None
 
 
 def run(
@@ -70,22 +72,26 @@ def run(
     places = Places(folder)
     config = write_config(places, schedule=schedule, seed=seed, steps=steps, http=http)
     sources = tuple(source["name"] for source in config["data_sources"])
-    progress = ProgressFile(places.progress)
+    progress, restarts = ProgressFile(places.progress), RestartWatch()
     began, elapsed = time.monotonic(), _elapsed(places)
+
+    def so_far() -> Run:
+        seconds = elapsed + time.monotonic() - began
+        return Run(schedule, seed, sources, progress.read(), seconds, tuple(restarts.found))
+
     if len(progress.read()) < steps:
         _write_first_parameters(places, seed)
         with _daemon(places) as daemon, _trainer(places, seed) as trainer:
-            keepers = {"daemon": daemon, "trainer": trainer}
+            keepers = (daemon, trainer)
             while not trainer.has_finished(LOOK_EVERY_S):
                 if daemon.has_finished():
                     raise DemoFailed(f"the daemon has ended before the trainer:\n{daemon.last_words()}")
-                found = Run(schedule, seed, sources, progress.read(), elapsed + time.monotonic() - began)
+                status, found = _status(places), so_far()
                 if not found.steps and time.monotonic() - began > START_DEADLINE_S:
                     raise DemoFailed(f"no batch came within {START_DEADLINE_S:g} s:\n{daemon.last_words()}")
-                restarts = {name: keeper.restarts for name, keeper in keepers.items()}
-                pids = {name: keeper.pid for name, keeper in keepers.items()}
-                show(Moment(found, steps, _status(places), restarts, pids))
-    return Run(schedule, seed, sources, progress.read(), elapsed + time.monotonic() - began)
+                restarts.look(len(found.steps), {keeper.name: keeper.restarts for keeper in keepers}, status)
+                show(Moment(so_far(), steps, status, {keeper.name: keeper.pid for keeper in keepers}, http))
+    return so_far()
 
 
 def _elapsed(places: Places) -> float:
