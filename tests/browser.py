@@ -63,7 +63,9 @@ class Tab:
         return self._do(self.page.evaluate, script, argument)
 
     def wait_for(self, script: str, argument: Any = None) -> None:
-        """Until the expression is true; looked at with every frame that the browser paints."""
+        """Until the expression, or a function of the argument, is true; looked at with every frame that is painted."""
+        if not script.startswith("("):  # a bare expression would be evaluated, which the page's policy forbids
+            script = f"() => {script}"
         self._do(self.page.wait_for_function, script, arg=argument, timeout=1000 * DEADLINE_S)
 
     def text(self, selector: str) -> str:

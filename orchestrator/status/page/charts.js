@@ -43,7 +43,11 @@ export class Charts {
     this.names = names;
     this.points = points;
     if (isNew || !this.plots.size) this.rebuild();
-    else for (const chart of CHARTS) this.plots.get(chart.id).setData(this.data(chart));
+    else for (const chart of CHARTS) {
+      const plot = this.plots.get(chart.id);
+      plot.setData(this.data(chart));
+      this.read(chart, plot);
+    }
   }
 
   toggle(name) {
@@ -64,6 +68,7 @@ export class Charts {
       const plot = new uPlot(this.options(chart), this.data(chart), place);
       this.plots.set(chart.id, plot);
       place.plot = plot; // for tests, and for whoever looks with the browser's console
+      this.read(chart, plot);
     }
   }
 
@@ -105,7 +110,7 @@ export class Charts {
     });
     const bands = !chart.band ? [] : this.names.map((name, i) => ({
       series: [3 * i + 2, 3 * i + 3],
-      fill: `${colour(`--s${i % COLOURS}`)}29`,
+      fill: `${colour(`--s${i % COLOURS}`)}1c`,
     }));
     return {
       ...size(chart.id),
@@ -119,10 +124,10 @@ export class Charts {
     };
   }
 
-  /** What is under the cursor, in words, in the figure's caption. */
+  /** What is under the cursor, in words, in the figure's caption; without one, the newest step. */
   read(chart, plot) {
-    const output = document.querySelector(`#${chart.id} output`), at = plot.cursor.idx;
-    if (at === null || at === undefined) return void (output.textContent = "");
+    const output = document.querySelector(`#${chart.id} output`), at = plot.cursor.idx ?? this.points.length - 1;
+    if (at < 0 || at >= plot.data[0].length) return void (output.textContent = "");
     const parts = this.series(chart).flatMap(({ name, style }, i) => {
       const value = plot.data[i + 1][at];
       return style === "edge" || value === null || value === undefined ? [] : [`${name ?? ""} ${this.words(value)}`.trim()];

@@ -105,6 +105,7 @@ function showStatus() {
   );
   $("headline").textContent = status.headline.text;
   $("headline").dataset.level = status.headline.level;
+  document.body.dataset.time = status.time; // when all of this was so
   const faults = [...(status.state.fault ? [`Disk: ${status.state.fault}`] : []), ...status.problems.map((text) => `Damage found at the start: ${text}`)];
   $("problems").replaceChildren(...faults.map((text) => make("li", {}, text)));
   figures($("figures"), status, state.rate);
