@@ -30,7 +30,8 @@ SHOWN = """() => [...document.querySelectorAll('[data-path]')].map(
     (element) => [JSON.parse(element.dataset.path), JSON.parse(element.dataset.value), element.textContent])"""
 CURVES = """() => Object.fromEntries([...document.querySelectorAll('figure')].map((figure) => {
     const plot = figure.querySelector('div').plot;
-    return [figure.id, Object.fromEntries(plot.series.map((series, i) => [i ? series.label : 'step', [...plot.data[i]]]))];
+    const curves = plot.series.map((series, i) => [i ? series.label : 'step', [...plot.data[i]]]);
+    return [figure.id, Object.fromEntries(curves)];
 }))"""
 IS_LIVE = "document.getElementById('link').className === 'live'"
 

@@ -128,11 +128,14 @@ export class Charts {
   read(chart, plot) {
     const output = document.querySelector(`#${chart.id} output`), at = plot.cursor.idx ?? this.points.length - 1;
     if (at < 0 || at >= plot.data[0].length) return void (output.textContent = "");
-    const parts = this.series(chart).flatMap(({ name, style }, i) => {
+    const parts = new Map(); // by source: its lines and dashes, in this order
+    this.series(chart).forEach(({ name, style }, i) => {
       const value = plot.data[i + 1][at];
-      return style === "edge" || value === null || value === undefined ? [] : [`${name ?? ""} ${this.words(value)}`.trim()];
+      if (style === "edge" || value === null || value === undefined) return;
+      parts.set(name, [...(parts.get(name) ?? []), this.words(value)]);
     });
-    output.textContent = `step ${plot.data[0][at]}: ${parts.join(" · ")}`;
+    const said = [...parts].map(([name, values]) => `${name ?? ""} ${values.join(" / ")}`.trim());
+    output.textContent = `step ${plot.data[0][at]}: ${said.join(" · ")}`;
   }
 }
 
