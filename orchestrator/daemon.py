@@ -164,7 +164,9 @@ class Daemon:
             await tasks.start(parts.starvation.run, parts.reporter.cause)
             # Before the socket: whoever is let in there may look here. Not ready until an engine is.
             if self._config.status.http is not None:
-                await tasks.start(StatusServer(self._config.status.http, parts.reporter.status, parts.history).run)
+                samples = None if parts.archiver is None else parts.archiver.look
+                page = StatusServer(self._config.status.http, parts.reporter.status, parts.history, samples)
+                await tasks.start(page.run)
             await tasks.start(parts.server.run)
             await tasks.start(parts.pool.run)
             await tasks.start(parts.production.run)

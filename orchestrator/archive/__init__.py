@@ -6,14 +6,18 @@
 from .archiver import Archiver, ArchiveStatistics
 from .names import ArchivedStep, list_steps
 from .reading import Excerpt, find_step, read_groups, read_samples
+from .survey import SourceSurvey, StepSurvey, survey
 
 __all__ = [
     "ArchiveStatistics",
     "ArchivedStep",
     "Archiver",
     "Excerpt",
+    "SourceSurvey",
+    "StepSurvey",
     "find_step",
     "list_steps",
     "read_groups",
     "read_samples",
+    "survey",
 ]

@@ -29,6 +29,8 @@ from orchestrator.ledger import Ledger
 from orchestrator.unarchived import BatchKey, TrainedBatch
 
 from .names import remove_older, remove_unfinished
+from .reading import find_step
+from .survey import StepSurvey, survey
 from .writing import Written, write_batch
 
 __all__ = ["MAX_WAITING_BYTES", "ArchiveStatistics", "Archiver", "Journal"]
@@ -159,6 +161,14 @@ class Archiver:
                     await change.wait()
                     continue
                 await self._archive(ready[0])
+
+    def look(self, step: int, source: str | None, ends: int) -> StepSurvey:
+        """A step with some of its samples; see :func:`~orchestrator.archive.survey.survey`. Blocks.
+
+        Raises:
+            ArchiveError: it is not in the archive, or cannot be read.
+        """
+        return survey(find_step(self._directory, step)[0], source=source, ends=ends)
 
     async def flush(self) -> None:
         """Return when everything that is acknowledged by now is archived or given up; the caller sets a deadline."""

@@ -13,7 +13,7 @@ import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
@@ -22,6 +22,13 @@ from orchestrator.errors import ArchiveError
 from .names import ArchivedStep, list_steps
 
 __all__ = ["Excerpt", "find_step", "read_groups", "read_samples"]
+
+
+_GROUP_KEYS: Final = frozenset(
+    ("step", "policy_version", "source", "weight", "group_index", "prompt_index", "epoch", "prompt", "label", "samples")
+)
+_SAMPLE_KEYS: Final = frozenset(("index", "status", "reward", "tokens", "versions", "response"))
+"""What is shown, and so has to be there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +84,7 @@ def read_groups(file: ArchivedStep, source: str | None = None) -> Iterator[dict[
     """
     try:
         for group in _records(file):
+            _check(group)
             if source in (None, group["source"]):
                 yield group
     except ImportError as error:
@@ -85,6 +93,15 @@ def read_groups(file: ArchivedStep, source: str | None = None) -> Iterator[dict[
         ) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArchiveError(f"{file.path} cannot be read: {error}") from error
+
+
+def _check(group: Any) -> None:
+    """Raise ``ValueError`` where something that is shown is missing."""
+    missing = set(_GROUP_KEYS - set(group) if isinstance(group, dict) else _GROUP_KEYS)
+    for sample in [] if missing else group["samples"]:
+        missing |= _SAMPLE_KEYS - set(sample)
+    if missing:
+        raise ValueError(f"a group has no {', '.join(sorted(missing))}")
 
 
 def _records(file: ArchivedStep) -> Iterator[dict[str, Any]]:

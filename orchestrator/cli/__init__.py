@@ -26,6 +26,7 @@ from .engines import engines
 from .exit_codes import BAD_CONFIG, FAILED, OK, TAKEN, USAGE
 from .live import drain, pause, reload, resume, set_weight
 from .run import run
+from .show import show
 from .sources import sources
 from .status import status
 from .top import top
@@ -48,6 +49,7 @@ _EXAMPLES: dict[Callable[..., Any], str] = {
     weights: "orchestrator weights config/curriculum.yaml --steps 200 --plot weights.png",
     status: "orchestrator status --socket run/orchestrator.sock",
     top: "orchestrator top --socket run/orchestrator.sock",
+    show: "orchestrator show 12 --source hard --worst 5 --archive archive",
     demo: "orchestrator demo --schedule mix --steps 300",
     set_weight: "orchestrator set-weight hard 'lambda step: min(1, step / 100)'",
     pause: "orchestrator pause hard",

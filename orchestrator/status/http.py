@@ -24,6 +24,7 @@ from orchestrator.errors import StateError
 from .assets import HEADERS, read_assets
 from .history import StepHistory
 from .metrics import render_metrics
+from .samples import SampleReader, Samples
 from .source_cause import AT_WORK
 from .stream import Streams
 
@@ -40,15 +41,23 @@ class StatusServer:
         address: ``host:port``.
         status: everything that ``orchestrator status --json`` prints.
         history: the figures of the steps.
+        samples: reads the archive; ``None``: there is none.
     """
 
-    def __init__(self, address: str, status: Callable[[], dict[str, Any]], history: StepHistory) -> None:
+    def __init__(
+        self,
+        address: str,
+        status: Callable[[], dict[str, Any]],
+        history: StepHistory,
+        samples: SampleReader | None = None,
+    ) -> None:
         host, _, port = address.rpartition(":")
         self._host = host.strip("[]")
         self._port = int(port)
         self._status = status
         self._history = history
         self._streams = Streams(status, history)
+        self._samples = Samples(samples)
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
         """Serve until cancelled.
@@ -63,6 +72,7 @@ class StatusServer:
         app.router.add_get("/-/healthy", self._healthy)
         app.router.add_get("/-/ready", self._ready)
         app.router.add_get("/status", self._report)
+        app.router.add_get(r"/samples/{step:\d{1,18}}", self._samples.serve)
         app.router.add_get("/metrics", self._metrics)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=STOP_DEADLINE_S / 2)
         await runner.setup()
