@@ -16,8 +16,9 @@ DESCRIPTORS = 1 << 17
 def run(config: Path, /, *, allow_source_changes: Annotated[bool, Parameter(negative=())] = False) -> None:
     """Run the daemon until it is stopped, or until the run is finished.
 
-    SIGTERM and SIGINT stop it cleanly: launching ends, what is in flight is parked, and the next start goes on from
-    there. A second signal ends it at once. SIGHUP reads the config again, SIGUSR1 opens the log file again.
+    SIGTERM and SIGINT stop it cleanly: what is in flight is parked, and the
+    next start goes on from there; a second signal ends it at once. SIGHUP reads
+    the config again, SIGUSR1 opens the log file again.
 
     Parameters
     ----------
