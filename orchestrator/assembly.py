@@ -8,7 +8,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +34,7 @@ from .source_lines import SourceLine, SourceLines
 from .starvation import Starvation
 from .state import StateStore
 from .status import StepHistory, StepMetrics
+from .tokenizer import PromptTokenizer
 from .waits import Waits
 from .weights import WeightTable, parse_weight
 
@@ -86,6 +87,8 @@ def assemble(
     logs: LogHandle,
     directory: Path,
     file: Path | None = None,
+    tokenizer: PromptTokenizer | None = None,
+    probe_tokens: Sequence[int] | None = None,
 ) -> Parts:
     """Build the components of a run.
 
@@ -99,6 +102,8 @@ def assemble(
         logs: where lines go.
         directory: for dotted paths.
         file: that the config was read from, to read it again.
+        tokenizer: the run's own; ``None``: the engines tokenise.
+        probe_tokens: what it makes of the text that engines are probed with.
 
     Raises:
         OrchestratorError: something that the config names cannot be used.
@@ -108,9 +113,23 @@ def assemble(
     waits, history = Waits(), StepHistory()
     mixer = _mixer(base, caps, waits, history)
     pool, engines = assemble_engines(
-        config, ledger=store.ledger, journal=store, directory=directory, log=logs.logger("engines")
+        config,
+        ledger=store.ledger,
+        journal=store,
+        directory=directory,
+        probe_tokens=probe_tokens,
+        log=logs.logger("engines"),
     )
-    makers = SourceLines(store=store, mixer=mixer, pool=pool, caps=caps, replan=replan, logs=logs, directory=directory)
+    makers = SourceLines(
+        store=store,
+        mixer=mixer,
+        pool=pool,
+        caps=caps,
+        replan=replan,
+        logs=logs,
+        directory=directory,
+        tokenizer=tokenizer,
+    )
     lines = {name: makers.line(config, name, prompts[name], makers.reward(config, name)) for name in base.names}
     production = Production({name: line.producer for name, line in lines.items()})
     control = _control(base, mixer.table, production)

@@ -23,6 +23,7 @@ from anyio.abc import TaskGroup, TaskStatus
 from .assembly import Parts, assemble
 from .broadcast import Broadcast
 from .config import Config, Source, in_effect, prompt_options
+from .engines import PROBE_TEXT
 from .errors import ForeignState, OrchestratorError
 from .events import Archived, SourceFacts, SourcesChanged
 from .ledger import SourceSize
@@ -34,6 +35,7 @@ from .source_lines import SourceLine
 from .source_roster import SourceRoster
 from .state import StateLock, StateStore
 from .status import StatusServer
+from .tokenizer import PromptTokenizer
 
 __all__ = ["Daemon"]
 
@@ -77,10 +79,12 @@ class Daemon:
             AlreadyRunning: another daemon holds the state directory or the socket.
             StateError: the state cannot be used.
             PromptFileError: a prompt file cannot be read.
+            TokenizerError: the run's own tokenizer cannot be loaded.
         """
         with StateLock(self._config.run.state_dir):
             async with AsyncExitStack() as stack:
                 changed, replan = Broadcast(), Broadcast()
+                tokenizer = await self._open_tokenizer(stack)
                 store, config, prompts = await self._open_state(stack, changed, replan)
                 parts = assemble(
                     self._config,
@@ -92,6 +96,8 @@ class Daemon:
                     logs=self._logs,
                     directory=Path.cwd(),
                     file=self._file,
+                    tokenizer=tokenizer,
+                    probe_tokens=None if tokenizer is None else await tokenizer.tokenize(PROBE_TEXT),
                 )
                 gc.collect()
                 gc.freeze()  # what was read back lives long: looking through it would hold the loop up
@@ -148,6 +154,16 @@ class Daemon:
             )
         if other or undone:
             store.record(SourcesChanged(facts, undone=undone))
+
+    async def _open_tokenizer(self, stack: AsyncExitStack) -> PromptTokenizer | None:
+        chosen = self._config.tokenizer
+        if chosen is None:
+            return None
+        tokenizer = await PromptTokenizer.open(
+            chosen.path, chat_template=chosen.chat_template, add_generation_prompt=chosen.add_generation_prompt
+        )
+        stack.push_async_callback(tokenizer.aclose)
+        return tokenizer
 
     async def _open_prompts(self, stack: AsyncExitStack, source: Source) -> PromptSource:
         prompts = await open_prompts(**prompt_options(source, seed=self._config.run.seed))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from structlog.typing import FilteringBoundLogger
@@ -16,7 +17,13 @@ __all__ = ["assemble_engines"]
 
 
 def assemble_engines(
-    config: Config, *, ledger: Ledger, journal: Journal, directory: Path, log: FilteringBoundLogger
+    config: Config,
+    *,
+    ledger: Ledger,
+    journal: Journal,
+    directory: Path,
+    probe_tokens: Sequence[int] | None,
+    log: FilteringBoundLogger,
 ) -> tuple[EnginePool, EngineControl]:
     """The pool of engines, and what may be done to it.
 
@@ -25,6 +32,7 @@ def assemble_engines(
         ledger: the recovered facts.
         journal: where changes are recorded.
         directory: what relative paths of engines added at run time are relative to.
+        probe_tokens: see :class:`~orchestrator.engines.EnginePool`.
         log: for engines that come and go.
 
     Raises:
@@ -56,6 +64,7 @@ def assemble_engines(
             held=dict(fleet.held),
         ),
         draining=crew.draining,
+        probe_tokens=probe_tokens,
         on_held=lambda engine, version, identity: journal.record(WeightsHeld(engine, version, identity)),
     )
     control = EngineControl(

@@ -50,6 +50,7 @@ __all__ = [
     "ShuttingDown",
     "SourceUnknown",
     "StateError",
+    "TokenizerError",
     "TooManyConnections",
     "UpdateFailed",
     "VersionWentBack",
@@ -133,6 +134,12 @@ class PromptFileError(OrchestratorError, ValueError):
     """A prompt file cannot be read; the message names file and line (or row)."""
 
     code = "bad_prompt_file"
+
+
+class TokenizerError(OrchestratorError, ValueError):
+    """The run's own tokenizer cannot be loaded, or cannot take a prompt."""
+
+    code = "bad_tokenizer"
 
 
 # -- engines and rewards ----------------------------------------------------------------------------------------------

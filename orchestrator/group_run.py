@@ -22,7 +22,7 @@ from structlog.typing import FilteringBoundLogger
 
 from .buffer import InFlight
 from .engines import EnginePool, SamplingParams
-from .errors import EngineRejected, FrameError, GenerationFailed, RewardError, RewardTimeout
+from .errors import EngineRejected, FrameError, GenerationFailed, RewardError, RewardTimeout, TokenizerError
 from .filters import FilterError, Verdict
 from .frames import encode_group
 from .group_progress import GroupProgress, GroupStanding
@@ -31,6 +31,7 @@ from .prompts import PromptSource, PromptUnavailable
 from .records import Group, Message, Prompt, Sample
 from .scoring import Scorer
 from .staleness import STALE, is_stale, offpolicy_mask
+from .tokenizer import PromptTokenizer
 
 __all__ = ["GroupOutcome", "GroupRunner", "GroupSettings"]
 
@@ -71,6 +72,7 @@ class GroupRunner:
         policy_version: the version in force.
         settings: see :class:`GroupSettings`.
         log: a logger bound to the source.
+        tokenizer: for prompts; ``None``: the engines' own.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class GroupRunner:
         policy_version: Callable[[], int],
         settings: GroupSettings,
         log: FilteringBoundLogger,
+        tokenizer: PromptTokenizer | None = None,
     ) -> None:
         self._prompts = prompts
         self._pool = pool
@@ -93,6 +96,7 @@ class GroupRunner:
         self._policy_version = policy_version
         self._settings = settings
         self._log = log
+        self._text: EnginePool | PromptTokenizer = tokenizer or pool
         self._runs: dict[int, tuple[GroupProgress, float]] = {}  # by group index: since when on the loop's clock
         self.failed_samples = 0
         self.replaced_samples = 0
@@ -155,9 +159,9 @@ class GroupRunner:
                 return array("i", prompt.tokens)
             if isinstance(prompt.content, list):
                 kwargs = self._settings.sampling.chat_template_kwargs
-                return array("i", await self._pool.tokenize_chat(prompt.content, kwargs))
-            return array("i", await self._pool.tokenize(prompt.content or ""))
-        except EngineRejected as error:
+                return array("i", await self._text.tokenize_chat(prompt.content, kwargs))
+            return array("i", await self._text.tokenize(prompt.content or ""))
+        except (EngineRejected, TokenizerError) as error:
             self._note_failure(run, f"its prompt was refused: {error}")
             run.fail("rejected")
             return array("i")

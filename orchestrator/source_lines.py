@@ -26,6 +26,7 @@ from .records import Sample
 from .rewards import Reward, build_reward
 from .scoring import Scorer
 from .state import StateStore
+from .tokenizer import PromptTokenizer
 
 __all__ = ["SourceLine", "SourceLines"]
 
@@ -60,6 +61,7 @@ class SourceLines:
     replan: Broadcast
     logs: LogHandle
     directory: Path
+    tokenizer: PromptTokenizer | None
 
     def reward(self, config: Config, source: str) -> Reward:
         """The source's reward.
@@ -93,6 +95,7 @@ class SourceLines:
                 logprobs_kind=config.logprobs_kind,
             ),
             log=log,
+            tokenizer=self.tokenizer,
         )
         producer = Producer(
             state=self.store.ledger.source(source),

@@ -558,13 +558,13 @@ over_sampling_batch_size: 8
         "4: over_sampling_batch_size: is 8: a batch of 64 groups could never be in flight and buffered "
         "(at least rollout_batch_size, 64; or null)",
     ),
-    # -- not yet ------------------------------------------------------------------------------------------------------
-    "what this version does not do": Wrong(
+    # -- the tokenizer -------------------------------------------------------------------------------------------------
+    "tokenizer that is not there": Wrong(
         """
-tokenizer: {path: tokenizer.json}
+tokenizer: {path: gone}
 """,
-        "1: tokenizer: this is not supported by this version "
-        "(leave it out; engines tokenise prompts and apply their model's own template)",
+        "1: tokenizer: {here}/gone/tokenizer.json does not exist: "
+        "a tokenizer is a directory with a tokenizer.json, or that file",
     ),
     # -- the archive ---------------------------------------------------------------------------------------------------
     "archive where a file stands": Wrong(

@@ -20,6 +20,7 @@ from orchestrator.filters import load_filter
 from orchestrator.plan import PlannedBatch, forecast
 from orchestrator.prompts import PromptSource, open_prompts
 from orchestrator.rewards import BUILT_IN_REWARDS, build_reward
+from orchestrator.tokenizer import find_problem
 from orchestrator.weights import Weight, WeightTable, parse_weight
 
 from .document import Config
@@ -68,6 +69,8 @@ async def examine(config: Config, *, directory: Path) -> Examination:
         directory: where dotted paths are looked up beside ``sys.path``: the working directory.
     """
     result = Examination()
+    if config.tokenizer is not None and (problem := find_problem(config.tokenizer.path)) is not None:
+        result.findings.append(Finding(("tokenizer",), problem))
     for source_index, source in enumerate(config.data_sources):
         await _examine_prompts(config, source_index, source, result)
         await _examine_reward(source_index, source, directory, result)

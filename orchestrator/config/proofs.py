@@ -20,33 +20,18 @@ from .document import Config
 from .engines import EmbeddedEngine, OpenAIEngine, ScriptedEngine, gives_truncated, logprobs_of
 from .findings import Finding
 
-__all__ = ["MAX_SOCKET_PATH_BYTES", "NOT_YET", "find_contradictions"]
+__all__ = ["MAX_SOCKET_PATH_BYTES", "find_contradictions"]
 
 MAX_SOCKET_PATH_BYTES: Final = 107
 """``sun_path`` of Linux holds 108 bytes, the last of them zero."""
 
 ZERO_STD_FILTER: Final = "check_reward_nonzero_std"
 
-NOT_YET: Final[dict[tuple[str, ...], tuple[Callable[[Config], bool], str]]] = {
-    ("tokenizer",): (
-        lambda config: config.tokenizer is not None,
-        "leave it out; engines tokenise prompts and apply their model's own template",
-    ),
-}
-"""Settings of the contract that the daemon does not act on yet: whether a config asks for one, and what to do instead.
-An error, because a setting that is silently ignored is worse."""
-
 
 def find_contradictions(config: Config) -> Iterator[Finding]:
     """Everything in a valid config that cannot work."""
     for prove in PROOFS:
         yield from prove(config)
-
-
-def _supported(config: Config) -> Iterator[Finding]:
-    for location, (is_asked_for, instead) in NOT_YET.items():
-        if is_asked_for(config):
-            yield Finding(location, "this is not supported by this version", instead)
 
 
 def _batch_fits_over_sampling(config: Config) -> Iterator[Finding]:
@@ -262,7 +247,6 @@ def _socket_is_its_own(config: Config) -> Iterator[Finding]:
 
 
 PROOFS: Final[tuple[Callable[[Config], Iterator[Finding]], ...]] = (
-    _supported,
     _batch_fits_over_sampling,
     _filter_keeps_something,
     _caps_leave_something,

@@ -11,10 +11,12 @@ from .port import (
     TokenSink,
     WeightUpdate,
 )
+from .roster import PROBE_TEXT
 from .scripted import ScriptedEngine
 from .weight_update import EngineUpdate, UpdateMode
 
 __all__ = [
+    "PROBE_TEXT",
     "Engine",
     "EngineInfo",
     "EnginePool",

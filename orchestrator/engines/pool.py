@@ -67,6 +67,8 @@ class EnginePool:
         known: see :class:`KnownWeights`.
         draining: names of engines that get no new requests.
         on_held: called with an engine's name, version and identity when they are known otherwise than before.
+        probe_tokens: what the run's own tokenizer makes of ``PROBE_TEXT``: engines have to agree, and need not be able
+            to tokenise; ``None``: there is none.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class EnginePool:
         known: KnownWeights | None = None,
         draining: Collection[str] = (),
         on_held: Callable[[str, int | None, str | None], None] = lambda *_: None,
+        probe_tokens: Sequence[int] | None = None,
     ) -> None:
         known = known or KnownWeights()
         self._held_before = dict(known.held)
@@ -115,7 +118,13 @@ class EnginePool:
         self._updates.in_force(known.version, known.path)
         hooks = RosterHooks(held=held, lags=self._updates.catch_up)
         self._roster = Roster(
-            self._members, slots=self._slots, flights=self._flights, changed=changed, hooks=hooks, log=log
+            self._members,
+            slots=self._slots,
+            flights=self._flights,
+            changed=changed,
+            hooks=hooks,
+            probe_tokens=probe_tokens,
+            log=log,
         )
         exchanges = ExchangeSettings(
             request_timeout_s=request_timeout_s, stall_s=stall_s, policy_version=policy_version

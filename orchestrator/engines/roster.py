@@ -27,7 +27,7 @@ from .member import Member
 from .port import EngineInfo
 from .slots import Slots
 
-__all__ = ["Roster", "RosterHooks"]
+__all__ = ["PROBE_TEXT", "Roster", "RosterHooks"]
 
 PROBE_DEADLINE_S: Final = 5.0
 
@@ -63,6 +63,7 @@ class Roster:
         flights: for what comes late.
         changed: notified when an engine came up.
         hooks: see :class:`RosterHooks`.
+        probe_tokens: see :class:`~orchestrator.engines.EnginePool`.
         log: for engines that come and go.
     """
 
@@ -74,6 +75,7 @@ class Roster:
         flights: Flights,
         changed: Broadcast,
         hooks: RosterHooks,
+        probe_tokens: Sequence[int] | None,
         log: FilteringBoundLogger,
     ) -> None:
         self._members = members
@@ -83,7 +85,10 @@ class Roster:
         self._hooks = hooks
         self._log = log
         self._tasks: TaskGroup | None = None
+        self._has_own_tokenizer = probe_tokens is not None
         self._reference: tuple[str, list[int] | None] | None = None
+        if probe_tokens is not None:
+            self._reference = ("the tokenizer of the config", list(probe_tokens))
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
         """Own the engines until cancelled; ready after the first probes, whatever they say.
@@ -206,12 +211,17 @@ class Roster:
         self._slots.dispatch()
 
     async def _check_fit(self, member: Member, info: EngineInfo) -> None:
-        """All engines give a probe text the same token ids, or text alone.
+        """All engines and the run's own tokenizer give a probe text the same token ids, or text alone.
 
         Raises:
             EngineError: this one does not.
         """
-        tokens = None if info.text_only else await member.engine.tokenize(PROBE_TEXT)
+        try:
+            tokens = None if info.text_only else await member.engine.tokenize(PROBE_TEXT)
+        except EngineRejected:
+            if not self._has_own_tokenizer:
+                raise
+            return  # nobody will ask it again
         if self._reference is None:
             self._reference = (member.name, tokens)
             return

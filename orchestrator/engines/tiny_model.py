@@ -21,7 +21,7 @@ import numpy as np
 
 from orchestrator.errors import StateError
 
-__all__ = ["BEGIN", "END", "PAD", "write_tiny_model"]
+__all__ = ["BEGIN", "CHAT_TEMPLATE", "END", "PAD", "byte_symbols", "write_tiny_model"]
 
 BEGIN: Final = 256
 END: Final = 257
@@ -86,7 +86,7 @@ def _describe(writer: Any, gguf: Any) -> None:
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(VOCABULARY)
     writer.add_file_type(0)
-    symbols = _byte_symbols()
+    symbols = byte_symbols()
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list([*symbols, "<|begin|>", "<|end|>", "<|pad|>"])
@@ -99,7 +99,7 @@ def _describe(writer: Any, gguf: Any) -> None:
     writer.add_chat_template(CHAT_TEMPLATE)
 
 
-def _byte_symbols() -> list[str]:
+def byte_symbols() -> list[str]:
     """GPT-2's printable stand-in of each byte: printable Latin-1 stands for itself, the rest for U+0100 onwards."""
     printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
     rest = iter(range(256, 512))
