@@ -18,7 +18,6 @@ from orchestrator.demo.display import comparison, live, summary
 from orchestrator.demo.keeper import DemoFailed, Keeper
 from orchestrator.demo.picture import Panel, PictureError, draw
 from orchestrator.demo.progress import WINDOW, Curve, ProgressFile, Restart, Run, Step
-from orchestrator.demo.restarts import RestartWatch
 from orchestrator.demo.run import Moment
 from orchestrator.demo.setup import SCHEDULES, Places, Schedule, write_config
 
@@ -177,25 +176,6 @@ def test_a_picture_that_cannot_be_written_is_named_before_the_runs(
     assert main(["demo", "--picture", str(tmp_path / "missing" / "it.png")]) == USAGE
     assert "nothing can be written in that folder" in capsys.readouterr().err
     assert main(["demo", "--schedule", "easy-only"]) == USAGE
-
-
-# -- what was started again --------------------------------------------------------------------------------------------
-
-
-def engines(failed: int) -> dict[str, object]:
-    return {"engines": [{"name": "embedded-0", "failed": failed}]}
-
-
-def test_deaths_are_seen_from_one_look_to_the_next() -> None:
-    watch = RestartWatch()
-    watch.look(5, {"daemon": 0, "trainer": 0}, engines(0))
-    watch.look(9, {"daemon": 0, "trainer": 1}, engines(3))
-    watch.look(10, {"daemon": 0, "trainer": 1}, engines(16))  # of the same death
-    watch.look(20, {"daemon": 1, "trainer": 1}, None)
-    watch.look(21, {"daemon": 1, "trainer": 1}, engines(0))  # another daemon counts from 0
-    watch.look(40, {"daemon": 1, "trainer": 1}, engines(1))
-    found = [(restart.step, restart.name) for restart in watch.found]
-    assert found == [(9, "trainer"), (9, "engine"), (20, "daemon"), (40, "engine")]
 
 
 # -- processes ---------------------------------------------------------------------------------------------------------

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,35 +20,18 @@ from examples.curriculum_learning.tiny_llama import write_gguf
 from examples.curriculum_learning.trainer import State, train, update
 from orchestrator.client import RolloutClient
 from orchestrator.demo.keeper import Keeper
-from orchestrator.demo.progress import ProgressFile, Run
+from orchestrator.demo.progress import ProgressFile, Run, Step
 from orchestrator.demo.run import Moment, run
 from orchestrator.demo.setup import Places, working_directory, write_config
 
 from .campaigns import until
+from .first_run_kills import breaks, daemon, engine, killing, trainer
 
 STEPS = 40
 CHANCE = 0.5 / 16 + 0.5 / 16**2
 KILLS = {"daemon": 1, "trainer": 2}
 
 pytestmark = pytest.mark.timeout(150)
-
-
-def child_of(pid: int) -> int | None:
-    """The engine: the newest child of the daemon, which has two while it updates one, and none while it starts one."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return int(children[-1]) if children else None
-
-
-def killing(at: dict[int, Callable[[Moment], int | None]]) -> Callable[[Moment], None]:
-    """Kill what each function names when the run has come to that step."""
-
-    def show(moment: Moment) -> None:
-        for step in [step for step in at if len(moment.run.steps) >= step]:
-            if (pid := at[step](moment)) is not None:
-                os.kill(pid, signal.SIGKILL)
-                del at[step]
-
-    return show
 
 
 @pytest.fixture(scope="module")
@@ -65,30 +46,40 @@ def moments() -> list[Moment]:
 
 @pytest.fixture(scope="module")
 def finished(folder: Path, moments: list[Moment]) -> Run:
-    kill = killing(
-        {
-            8: lambda moment: moment.pids["trainer"],
-            16: lambda moment: moment.pids["daemon"],
-            24: lambda moment: child_of(moment.pids["daemon"]),
-            28: lambda moment: moment.pids["trainer"],
-        }
+    return run(
+        folder,
+        schedule="curriculum",
+        seed=0,
+        steps=STEPS,
+        http=None,
+        show=killing({8: trainer, 16: daemon, 24: engine, 28: trainer}, moments.append),
     )
-
-    def show(moment: Moment) -> None:
-        moments.append(moment)
-        kill(moment)
-
-    return run(folder, schedule="curriculum", seed=0, steps=STEPS, http=None, show=show)
 
 
 def test_it_learns_what_chance_does_not_give(finished: Run) -> None:
     rewards = finished.rewards("easy").values
     assert np.mean(rewards[:5]) < 3 * CHANCE
-    assert np.mean(rewards[-8:]) > 6 * CHANCE
+    assert np.mean(rewards[-8:]) > 4 * CHANCE  # of 768 answers: 15 standard deviations; 0.28 and more came
+
+
+def test_a_break_in_the_curve_would_be_found() -> None:
+    """The comparison of ``scripts/demo-kills``, on curves that are known."""
+    draw = np.random.default_rng(0)
+
+    def of(rewards: Any) -> Run:
+        noisy = np.clip(rewards + draw.normal(0, 0.05, len(rewards)), 0, 1)
+        steps = [Step(n, n, {"easy": 1.0}, {"easy": 12}, {"easy": float(r)}, 96, 0, 0.0) for n, r in enumerate(noisy)]
+        return Run("curriculum", 0, ("easy",), steps)
+
+    whole = np.minimum(0.95, np.arange(300) / 150)
+    forgotten = whole.copy()
+    forgotten[100:] = whole[90:290] * 0.7
+    assert [is_break for _, is_break in breaks(of(whole), {100: "daemon"})] == [False]
+    assert [is_break for _, is_break in breaks(of(forgotten), {100: "daemon"})] == [True]
 
 
 def test_every_step_was_trained_on_once(finished: Run, folder: Path, moments: list[Moment]) -> None:
-    assert Counter(restart.name for restart in finished.restarts if restart.name != "engine") == KILLS
+    assert Counter(restart.name for restart in finished.restarts) == KILLS
     assert [step.step for step in finished.steps] == list(range(STEPS))
     assert State.load(folder / "trainer" / "trainer.npz").step == STEPS
     noted: dict[int, dict[str, Any]] = {}

@@ -91,7 +91,7 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class Restart:
-    """A process was started again: ``name`` it, when there were ``step`` steps."""
+    """The process ``name`` was started again when there were ``step`` steps."""
 
     step: int
     name: str

@@ -11,7 +11,8 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,8 +21,7 @@ from orchestrator.client import RolloutClient
 from orchestrator.errors import OrchestratorError
 
 from .keeper import DemoFailed, Keeper
-from .progress import ProgressFile, Run
-from .restarts import RestartWatch
+from .progress import ProgressFile, Restart, Run
 from .setup import Places, Schedule, example_module, working_directory, write_config
 
 __all__ = ["Moment", "run"]
@@ -72,12 +72,12 @@ def run(
     places = Places(folder)
     config = write_config(places, schedule=schedule, seed=seed, steps=steps, http=http)
     sources = tuple(source["name"] for source in config["data_sources"])
-    progress, restarts = ProgressFile(places.progress), RestartWatch()
+    progress, restarts = ProgressFile(places.progress), list[Restart]()
     began, elapsed = time.monotonic(), _elapsed(places)
 
     def so_far() -> Run:
         seconds = elapsed + time.monotonic() - began
-        return Run(schedule, seed, sources, progress.read(), seconds, tuple(restarts.found))
+        return Run(schedule, seed, sources, progress.read(), seconds, tuple(restarts))
 
     if len(progress.read()) < steps:
         _write_first_parameters(places, seed)
@@ -86,12 +86,18 @@ def run(
             while not trainer.has_finished(LOOK_EVERY_S):
                 if daemon.has_finished():
                     raise DemoFailed(f"the daemon has ended before the trainer:\n{daemon.last_words()}")
-                status, found = _status(places), so_far()
+                restarts += _news(restarts, keepers, len(progress.read()))
+                found = so_far()
                 if not found.steps and time.monotonic() - began > START_DEADLINE_S:
                     raise DemoFailed(f"no batch came within {START_DEADLINE_S:g} s:\n{daemon.last_words()}")
-                restarts.look(len(found.steps), {keeper.name: keeper.restarts for keeper in keepers}, status)
-                show(Moment(so_far(), steps, status, {keeper.name: keeper.pid for keeper in keepers}, http))
+                show(Moment(found, steps, _status(places), {keeper.name: keeper.pid for keeper in keepers}, http))
     return so_far()
+
+
+def _news(known: Sequence[Restart], keepers: Iterable[Keeper], step: int) -> list[Restart]:
+    """What was started again since the last look."""
+    counts = Counter(restart.name for restart in known)
+    return [Restart(step, keeper.name) for keeper in keepers for _ in range(keeper.restarts - counts[keeper.name])]
 
 
 def _elapsed(places: Places) -> float:
