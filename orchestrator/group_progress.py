@@ -15,8 +15,8 @@ from typing import Self
 
 import anyio
 
-from .buffer import InFlight
 from .events import Dropped
+from .held_groups import InFlight
 from .partials import encode_partial, restore_samples
 from .records import Message, Prompt, Sample
 from .staleness import STALE

@@ -20,12 +20,12 @@ from enum import Enum
 import anyio
 from structlog.typing import FilteringBoundLogger
 
-from .buffer import InFlight
 from .engines import EnginePool, SamplingParams
 from .errors import EngineRejected, FrameError, GenerationFailed, RewardError, RewardTimeout, TokenizerError
 from .filters import FilterError, Verdict
 from .frames import encode_group
 from .group_progress import GroupProgress, GroupStanding
+from .held_groups import InFlight
 from .ledger import Journal
 from .prompts import PromptSource, PromptUnavailable
 from .records import Group, Message, Prompt, Sample

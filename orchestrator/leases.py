@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from .buffer import Place, StoredGroup
 from .errors import BadWorldSize, LeaseUnknown
+from .held_groups import Place, StoredGroup
 
 __all__ = ["LeasedBatch", "Leases", "Share", "check_split", "split_batch"]
 

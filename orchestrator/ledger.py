@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Final, NamedTuple, Protocol
 
-from .buffer import InFlight, Place, PromptRef, SourceState, StoredGroup
+from .buffer import SourceState
 from .errors import CorruptState, SourceUnknown, VersionWentBack
 from .events import (
     Archived,
@@ -41,6 +41,7 @@ from .events import (
 )
 from .fleet import Fleet
 from .frames import GroupFrame
+from .held_groups import InFlight, Place, PromptRef, StoredGroup
 from .leases import LeasedBatch, Leases, Share
 from .observations import SourceStats
 from .source_changes import changed_sources

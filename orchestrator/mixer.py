@@ -19,8 +19,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from .borrowing import Loan, stand_in
-from .buffer import SourceState, StoredGroup
+from .buffer import SourceState
 from .events import BatchFormed, Dropped
+from .held_groups import StoredGroup
 from .leases import LeasedBatch, check_split, split_batch
 from .ledger import Journal, Ledger
 from .plan import PlannedBatch, forecast, production_horizon

@@ -19,9 +19,10 @@ from anyio.abc import TaskGroup
 from structlog.typing import FilteringBoundLogger
 
 from .broadcast import Broadcast
-from .buffer import InFlight, SourceState
+from .buffer import SourceState
 from .group_progress import GroupStanding
 from .group_run import GroupOutcome, GroupRunner
+from .held_groups import InFlight
 from .ledger import Journal, Ledger
 from .mixer import Demand
 from .plan import launches

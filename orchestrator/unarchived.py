@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from .buffer import Place, StoredGroup
+from .held_groups import Place, StoredGroup
 from .leases import LeasedBatch
 
 __all__ = ["BatchKey", "TrainedBatch", "Unarchived"]

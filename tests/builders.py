@@ -6,9 +6,9 @@ from array import array
 from collections.abc import Sequence
 from typing import Any
 
-from orchestrator.buffer import Place, StoredGroup
 from orchestrator.events import Event, Launched, decode_event, encode_event
 from orchestrator.frames import encode_group
+from orchestrator.held_groups import Place, StoredGroup
 from orchestrator.ledger import Ledger, SourceSize
 from orchestrator.records import Group, Prompt, Sample, SampleStatus
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
-from orchestrator.buffer import InFlight
 from orchestrator.events import Dropped, Launched
+from orchestrator.held_groups import InFlight
 from orchestrator.leases import LeasedBatch
 from orchestrator.ledger import Ledger, SourceSize
 from orchestrator.mixer import Mixer, Shortage

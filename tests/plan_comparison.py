@@ -26,12 +26,12 @@ import anyio
 import structlog
 
 from orchestrator.broadcast import Broadcast
-from orchestrator.buffer import StoredGroup
 from orchestrator.engines import EnginePool, SamplingParams
 from orchestrator.engines.scripted import ScriptedEngine
 from orchestrator.events import Event, Launched, LeaseAcked, VersionSet
 from orchestrator.filters import Verdict
 from orchestrator.group_run import GroupRunner, GroupSettings
+from orchestrator.held_groups import StoredGroup
 from orchestrator.leases import LeasedBatch
 from orchestrator.ledger import Ledger, SourceSize
 from orchestrator.mixer import Demand, Mixer

@@ -11,8 +11,8 @@ from typing import Any
 
 import anyio
 
-from orchestrator.buffer import InFlight
 from orchestrator.events import Archived, BatchFormed, Dropped, Launched, LeaseAcked, VersionSet
+from orchestrator.held_groups import InFlight
 from orchestrator.ledger import Ledger, SourceSize
 from orchestrator.partials import encode_partial
 from orchestrator.state import StateStore

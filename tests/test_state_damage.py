@@ -11,9 +11,9 @@ from pathlib import Path
 import anyio
 import pytest
 
-from orchestrator.buffer import Place
 from orchestrator.errors import ForeignState, StateError
 from orchestrator.events import BatchFormed, Launched, LeaseAcked, VersionSet
+from orchestrator.held_groups import Place
 from orchestrator.ledger import DAMAGED, Ledger, SourceSize
 from orchestrator.partials import encode_partial
 from orchestrator.state import StateStore

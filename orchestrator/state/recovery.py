@@ -21,7 +21,6 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from orchestrator.buffer import Place
 from orchestrator.errors import (
     CheckpointError,
     CorruptState,
@@ -32,6 +31,7 @@ from orchestrator.errors import (
     VersionWentBack,
 )
 from orchestrator.events import CheckpointLoaded, Event, SourceFacts, SourcesChanged, decode_event
+from orchestrator.held_groups import Place
 from orchestrator.ledger import Ledger, SourceSize
 from orchestrator.source_roster import SourceRoster
 

@@ -35,8 +35,8 @@ from typing import Final, NamedTuple
 
 import google_crc32c
 
-from orchestrator.buffer import Place
 from orchestrator.errors import CorruptState, StateError
+from orchestrator.held_groups import Place
 
 __all__ = [
     "MOVED_HEADER_BYTES",

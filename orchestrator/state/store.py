@@ -25,9 +25,9 @@ from anyio.abc import TaskStatus
 from structlog.typing import FilteringBoundLogger
 
 from orchestrator.broadcast import Broadcast
-from orchestrator.buffer import Place, StoredGroup
 from orchestrator.errors import StateError
 from orchestrator.events import Archived, CheckpointLoaded, Event, Launched, LeaseAcked, encode_event
+from orchestrator.held_groups import Place, StoredGroup
 from orchestrator.ledger import Ledger, SourceSize
 from orchestrator.source_roster import SourceRoster
 

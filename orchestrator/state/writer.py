@@ -24,7 +24,7 @@ import anyio
 from anyio.abc import TaskStatus
 
 from orchestrator.broadcast import Broadcast
-from orchestrator.buffer import Place
+from orchestrator.held_groups import Place
 
 from .appender import MAX_BUFFERS_A_WRITE, Appender, Queued
 from .faults import DiskFaults, Operation

@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from orchestrator.buffer import DropCount, SourceState
+from orchestrator.buffer import SourceState
 from orchestrator.engines import EngineStatistics
+from orchestrator.held_groups import DropCount
 from orchestrator.ledger import Ledger
 from orchestrator.mixer import Finished, Mixer
 from orchestrator.producer import ProducerStatistics

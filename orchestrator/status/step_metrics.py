@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.buffer import SourceState, StoredGroup
+from orchestrator.buffer import SourceState
+from orchestrator.held_groups import StoredGroup
 from orchestrator.leases import LeasedBatch
 from orchestrator.ledger import Ledger
 from orchestrator.staleness import staleness
