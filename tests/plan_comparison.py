@@ -7,7 +7,7 @@ hold the same number of groups, and what the next batch lacks may be launched in
 
 The curriculum crosses over again and again, from a source whose responses are short to one whose responses are long,
 and of which a filter drops half. The trainer sets a policy version after each step, and what is older than
-``MAX_STALENESS`` versions is dropped. Counted are the trainer's waiting, and the groups that were generated for
+``max_staleness`` versions is dropped. Counted are the trainer's waiting, and the groups that were generated for
 nothing: dropped as stale, or left over when the run ended. What a filter drops is no waste of theirs.
 
     python -m tests.plan_comparison --steps 200
@@ -39,33 +39,57 @@ from orchestrator.producer import Producer
 from orchestrator.records import Prompt, Sample
 from orchestrator.rewards import RewardResult, RewardStatistics
 from orchestrator.scoring import Scorer
-from orchestrator.staleness import STALE
+from orchestrator.staleness import STALE, staleness
 from orchestrator.weights import WeightTable, parse_weight
 
 from .builders import MemoryJournal
 from .engine_pools import running_pool
 from .engine_time import JUMPING
 
-BATCH_SIZE: Final = 16
-N_SAMPLES: Final = 2
-LOOKAHEAD: Final = 3
-MAX_STALENESS: Final = 3
 ROWS: Final = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scenario:
+    """What the ways of asking are compared on.
+
+    ``weights`` of the two sources; ``longest`` response of each, in tokens, and the share of its groups that a filter
+    drops. ``in_flight``: requests that the engine takes at a time, 100 tokens a second each. ``length`` and ``tail``
+    of its responses as of :class:`ScriptedEngine`. ``train_s``: of a step.
+    """
+
+    weights: Mapping[str, str]
+    longest: Mapping[str, int]
+    dropped: Mapping[str, float]
+    batch_size: int = 16
+    n_samples: int = 2
+    lookahead: int = 3
+    max_staleness: int = 3
+    in_flight: int = 64
+    length: tuple[int, int] = (20, 800)
+    tail: float | None = None
+    train_s: float = 5.0
+
+    @property
+    def buffered(self) -> int:
+        """Groups that each way of asking may hold."""
+        return self.lookahead * self.batch_size
+
 
 PERIOD: Final = 10
 CROSSING: Final = 2
 """Batches from one crossing to the next, and that one takes: 95 % easy becomes 95 % hard in two batches."""
 
-IN_FLIGHT: Final = 64
-"""Requests that the engine takes at a time: the samples of two batches, so that what is produced for nothing takes the
-place of something that is needed."""
+_RISING: Final = f"min(max((step % {2 * PERIOD} - {PERIOD}) / {CROSSING}, 0.0), 1.0)"
 
-TRAIN_S: Final = 5.0
-"""Of a step. The engine needs 0.7 s for a batch of easy groups and 4 s for one of hard ones, of which half are dropped
-and which take up to 8 s each: the trainer need not wait if somebody begins with them early enough."""
-
-LONGEST: Final = {"easy": 150, "hard": 800}
-DROPPED: Final = {"easy": 0.0, "hard": 0.5}
+CROSSINGS: Final = Scenario(
+    weights={"easy": f"lambda step: 0.95 - 0.9 * {_RISING}", "hard": f"lambda step: 0.05 + 0.9 * {_RISING}"},
+    longest={"easy": 150, "hard": 800},
+    dropped={"easy": 0.0, "hard": 0.5},
+)
+"""The engine takes the samples of two batches at a time, so that what is produced for nothing takes the place of
+something that is needed. It needs 0.7 s for a batch of easy groups and 4 s for one of hard ones, of which half are
+dropped and which take up to 8 s each: the trainer need not wait if somebody begins with them early enough."""
 
 Ask = Callable[[Mixer, Ledger, str], Demand]
 
@@ -75,9 +99,15 @@ def by_plan(mixer: Mixer, ledger: Ledger, source: str) -> Demand:
     return mixer.demand(source)
 
 
+def when_asked(mixer: Mixer, ledger: Ledger, source: str) -> Demand:
+    """A synchronous loop: the next batch is generated when the trainer is done with the one before."""
+    count = 0 if ledger.leases.batches else mixer.demand(source).next_count
+    return replace(mixer.demand(source), wanted=count, next_count=count)
+
+
 def _buffer(share: float, mixer: Mixer, source: str) -> Demand:
-    size = round(share * LOOKAHEAD * BATCH_SIZE)
-    return replace(mixer.demand(source), wanted=size)
+    size = mixer.lookahead * mixer.batch_size
+    return replace(mixer.demand(source), wanted=round(share * size))
 
 
 def by_equal_buffers(mixer: Mixer, ledger: Ledger, source: str) -> Demand:
@@ -99,13 +129,17 @@ WAYS: Final[Mapping[str, Ask]] = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one run: seconds that the trainer waited and that all took, groups by what became of them."""
+    """Of one run: seconds that the trainer waited and that all took, groups by what became of them.
+
+    ``staleness`` is the mean over the groups trained on, in policy versions.
+    """
 
     waited_s: float
     took_s: float
     trained: int
     stale: int
     left_over: int
+    staleness: float
 
     @property
     def wasted(self) -> int:
@@ -170,10 +204,9 @@ class _Reward:
 class _Run:
     """One way of asking, from the first step to the last."""
 
-    def __init__(self, ask: Ask, steps: int, seed: int) -> None:
-        self.steps, self.seed = steps, seed
-        rising = f"min(max((step % {2 * PERIOD} - {PERIOD}) / {CROSSING}, 0.0), 1.0)"
-        weights = {"easy": f"lambda step: 0.95 - 0.9 * {rising}", "hard": f"lambda step: 0.05 + 0.9 * {rising}"}
+    def __init__(self, ask: Ask, scenario: Scenario, steps: int, seed: int) -> None:
+        self.scenario, self.steps, self.seed = scenario, steps, seed
+        weights = scenario.weights
         self.ledger = Ledger({name: SourceSize(ROWS) for name in weights}, nonce="n")
         self.changed, self.replan = Broadcast(), Broadcast()
         self.journal = _Journal(self.ledger, self.changed, self.replan)
@@ -181,15 +214,16 @@ class _Run:
             ledger=self.ledger,
             journal=self.journal,
             table=WeightTable(list(weights), [parse_weight(weight) for weight in weights.values()]),
-            batch_size=BATCH_SIZE,
-            lookahead=LOOKAHEAD,
-            max_staleness=MAX_STALENESS,
+            batch_size=scenario.batch_size,
+            lookahead=scenario.lookahead,
+            max_staleness=scenario.max_staleness,
             num_rollout=steps,
-            outstanding_bound=4 * LOOKAHEAD * BATCH_SIZE,
+            outstanding_bound=4 * scenario.buffered,
             buffer_bounds={},
         )
         self.ask = ask
         self.waited_s = 0.0
+        self.staleness = 0
 
     def _version(self) -> int:
         return self.ledger.policy_version
@@ -199,7 +233,7 @@ class _Run:
             flights = self.ledger.source(source).in_flight.values()
             prompt = next(flight.prompt for flight in flights if flight.first_sample == samples[0].index)
             draw = random.Random(f"{self.seed}/{source}/{prompt}").random()  # the same prompts, whoever asks
-            return Verdict(False, "zero_std") if draw < DROPPED[source] else Verdict(True)
+            return Verdict(False, "zero_std") if draw < self.scenario.dropped[source] else Verdict(True)
 
         log = structlog.get_logger()
         runner = GroupRunner(
@@ -210,9 +244,9 @@ class _Run:
             journal=self.journal,
             policy_version=self._version,
             settings=GroupSettings(
-                sampling=SamplingParams(max_new_tokens=LONGEST[source]),
+                sampling=SamplingParams(max_new_tokens=self.scenario.longest[source]),
                 sampling_header={},
-                max_staleness=MAX_STALENESS,
+                max_staleness=self.scenario.max_staleness,
             ),
             log=log,
         )
@@ -224,21 +258,30 @@ class _Run:
             runner=runner,
             demand=lambda: self.ask(self.mixer, self.ledger, source),
             replan=self.replan,
-            n_samples=N_SAMPLES,
+            n_samples=self.scenario.n_samples,
             may_launch=lambda: True,
             log=log,
         )
 
     async def train(self) -> Outcome:
         """The trainer: takes a batch, works on it, sets the next policy version."""
-        engine = ScriptedEngine(name="e", max_in_flight=IN_FLIGHT, seed=self.seed, length=(20, 800), chunk=400)
+        scenario = self.scenario
+        engine = ScriptedEngine(
+            name="e",
+            max_in_flight=scenario.in_flight,
+            seed=self.seed,
+            length=scenario.length,
+            tail_sigma=scenario.tail,
+            chunk=400,
+        )
         async with running_pool(engine, policy_version=self._version) as pool, anyio.create_task_group() as tasks:
             for source in self.ledger.sources:
                 tasks.start_soon(self.producer(source, pool).run)
             begin = anyio.current_time()
             for step in range(self.steps):
                 batch = await self._next()
-                await anyio.sleep(TRAIN_S)
+                self.staleness += sum(self._age(group) for share in batch.shares for group in share.groups)
+                await anyio.sleep(scenario.train_s)
                 self.journal.record(LeaseAcked(batch.step, 0))
                 self.journal.record(VersionSet(step + 1))
             took_s = anyio.current_time() - begin
@@ -250,7 +293,11 @@ class _Run:
             trained=sum(state.handed_out for state in states),
             stale=sum(state.dropped[STALE].groups for state in states if STALE in state.dropped),
             left_over=sum(state.outstanding for state in states),
+            staleness=self.staleness / max(1, sum(state.handed_out for state in states)),
         )
+
+    def _age(self, group: StoredGroup) -> int:
+        return staleness(self.ledger.policy_version, group.oldest_version)
 
     async def _next(self) -> LeasedBatch:
         begin = anyio.current_time()
@@ -263,13 +310,17 @@ class _Run:
             await changed.wait()
 
 
-def compare(steps: int, seed: int) -> dict[str, Outcome]:
-    """The three ways on the same curriculum, one after the other."""
+def compare(
+    steps: int, seed: int, *, scenario: Scenario = CROSSINGS, ways: Mapping[str, Ask] = WAYS
+) -> dict[str, Outcome]:
+    """The ways on the same curriculum, one after the other."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     try:
         return {
-            name: anyio.run(_Run(ask, steps, seed).train, backend="asyncio", backend_options=dict[str, Any](JUMPING))
-            for name, ask in WAYS.items()
+            name: anyio.run(
+                _Run(ask, scenario, steps, seed).train, backend="asyncio", backend_options=dict[str, Any](JUMPING)
+            )
+            for name, ask in ways.items()
         }
     finally:
         structlog.reset_defaults()
@@ -281,7 +332,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200, help="batches of the curriculum (default: 200)")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
-    print(f"{options.steps} batches of {BATCH_SIZE} groups; {LOOKAHEAD * BATCH_SIZE} groups buffered in each way\n")
+    print(
+        f"{options.steps} batches of {CROSSINGS.batch_size} groups; {CROSSINGS.buffered} groups buffered in each way\n"
+    )
     print(f"{'':22}{'trainer waits':>15}{'of the time':>13}{'wasted groups':>15}{'stale':>8}{'left over':>11}")
     for name, outcome in compare(options.steps, options.seed).items():
         share = 100 * outcome.waited_s / outcome.took_s

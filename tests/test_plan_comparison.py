@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from .plan_comparison import BATCH_SIZE, compare
+from .plan_comparison import CROSSINGS, compare
 
 STEPS = 60
 
@@ -13,7 +13,7 @@ STEPS = 60
 def test_the_plan_spares_waiting_and_waste(seed: int) -> None:
     """On a curriculum that crosses over; the same number of groups buffered in each way."""
     outcomes = compare(STEPS, seed)
-    assert {outcome.trained for outcome in outcomes.values()} == {STEPS * BATCH_SIZE}
+    assert {outcome.trained for outcome in outcomes.values()} == {STEPS * CROSSINGS.batch_size}
     plan = outcomes.pop("plan")
     for name, other in outcomes.items():
         assert plan.waited_s < other.waited_s, name

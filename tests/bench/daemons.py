@@ -1,0 +1,145 @@
+"""Real daemons for benchmarks: the command's own, and one that begins with finished groups in its buffers."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+from orchestrator.broadcast import Broadcast
+from orchestrator.config import Config, load_config
+from orchestrator.daemon import Daemon
+from orchestrator.logs import configure_logging
+from orchestrator.plan import demand, forecast
+from orchestrator.prompts import PromptSource
+from orchestrator.state import StateStore
+from orchestrator.weights import WeightTable, parse_weight
+
+from .work import GROUPS_A_BATCH, SAMPLES, Maker, Shape
+
+ROWS = 4096
+DESCRIPTORS = 1 << 17
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def write_config(folder: Path, *, weights: dict[str, float | str], **sections: Any) -> Path:
+    """A config whose sources are named by ``weights``; sections are laid over."""
+    prompts = folder / "prompts.jsonl"
+    if not prompts.exists():
+        prompts.write_text("".join(json.dumps({"prompt": f"prompt {i}=", "label": str(i)}) + "\n" for i in range(ROWS)))
+    config: dict[str, Any] = {
+        "run": {"name": "bench", "state_dir": "state"},
+        "rollout": {"rollout_batch_size": GROUPS_A_BATCH, "n_samples_per_prompt": SAMPLES},
+        "engines": [{"kind": "scripted", "time_scale": 0.0}],
+        "data_sources": [{"name": n, "prompts": {"path": "prompts.jsonl"}, "reward": "contains"} for n in weights],
+        "data_source_weights": list(weights.values()),
+        "consumer": {"socket": "sock"},
+        "status": {"http": None},
+        "logging": {"file": "log.jsonl"},
+    }
+    for name, section in sections.items():
+        config[name] = config[name] | section if isinstance(section, dict) and name in config else section
+    path = folder / "config.yaml"
+    path.write_text(json.dumps(config))
+    return path
+
+
+class FilledDaemon(Daemon):
+    """A daemon whose state has, when it starts, the finished groups of the first ``batches`` batches of its plan.
+
+    They were put there as finished groups always are, and are in memory as bytes of their own, as those of a daemon
+    that has generated them.
+    """
+
+    def __init__(self, config: Config, *args: Any, shape: Shape, batches: int, **options: Any) -> None:
+        super().__init__(config, *args, **options)
+        self._shape, self._batches = shape, batches
+
+    async def _open_state(
+        self, stack: AsyncExitStack, changed: Broadcast, replan: Broadcast
+    ) -> tuple[StateStore, Config, dict[str, PromptSource]]:
+        store, config, prompts = await super()._open_state(stack, changed, replan)
+        maker = Maker(self._shape)
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(store.run)
+            for source, count in needed(config, self._batches).items():
+                for _ in range(count):
+                    event = store.ledger.next_launch(source, SAMPLES, lambda _, position: position)
+                    assert event is not None
+                    store.record(event)
+                    store.store_group(maker.frame(source, event.group_index, event.prompt_index, event.epoch))
+                    await store.written()
+            tasks.cancel_scope.cancel()
+        return store, config, prompts
+
+
+def needed(config: Config, batches: int) -> dict[str, int]:
+    """Groups of each source in the first batches."""
+    names = config.source_names
+    table = WeightTable(names, [parse_weight(weight) for weight in config.data_source_weights])
+    size = config.rollout.rollout_batch_size
+    return demand(forecast(table, step=0, carry={}, size=size, horizon=batches, active=names))
+
+
+def in_child(work: Callable[[], None]) -> int:
+    """Run something in a forked process that ends with it; returns its pid. What it prints goes to standard error."""
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            work()
+            status = 0
+        finally:
+            sys.stderr.flush()
+            os._exit(status)
+    return pid
+
+
+@contextmanager
+def process(work: Callable[[], None]) -> Iterator[int]:
+    """A forked process; ended at the end of the block."""
+    pid = in_child(work)
+    try:
+        yield pid
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def allow_descriptors() -> None:
+    """As many as this process may have: each request to an engine takes one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(DESCRIPTORS, hard) if hard > 0 else DESCRIPTORS, hard))
+
+
+@contextmanager
+def daemon(config: Path, *, shape: Shape | None = None, batches: int = 0) -> Iterator[int]:
+    """A daemon as ``orchestrator run`` starts it, on an event loop of uvloop; its pid."""
+
+    def work() -> None:
+        allow_descriptors()
+        loaded = load_config(config)
+        logs = configure_logging(file=loaded.logging.file, level=loaded.logging.level)
+        made = Daemon(loaded, logs) if shape is None else FilledDaemon(loaded, logs, shape=shape, batches=batches)
+        try:
+            anyio.run(made.run, backend="asyncio", backend_options={"use_uvloop": True})
+        finally:
+            logs.close()
+
+    with process(work) as pid:
+        yield pid

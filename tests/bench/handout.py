@@ -1,0 +1,175 @@
+"""Handing batches out: ``get_batch`` and ``ack`` by the shipped client, against a bare socket and JSON lists.
+
+The daemon is a real one with everything on (weights, leases, state log, log lines, metrics); its finished groups are
+there before the clock runs, and its engine has nothing left to generate. The bare socket sends the same bytes one way,
+by ``sendmsg`` from memory of their own into one buffer that is used again. Columns are numpy arrays at the end.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from orchestrator.client import Batch, RolloutClient
+
+from .daemons import daemon, process, write_config
+from .measure import Taken, cpu, cpu_ratio, exponent, interleave, wall, wall_ratio, watched
+from .peers import orjson_peer
+from .result import Figure, Goal, Options, Result
+from .work import GROUPS_A_BATCH, LONG, SAMPLES, SHAPES, STANDARD, Maker, Shape
+
+BATCHES_A_TURN = {"small": 8, "standard": 6, "long": 2}
+JSON_BATCHES_A_TURN = 1
+CURVES: dict[str, float | str] = {
+    "easy": "lambda step: 0.9 - 0.8 * min(step / 40, 1.0)",
+    "hard": "lambda step: 0.1 + 0.8 * min(step / 40, 1.0)",
+}
+
+
+def read_columns(batch: Batch) -> int:
+    """Have every column of every group as an array; returns the tokens."""
+    tokens = 0
+    for group in batch.groups:
+        tokens += len(group.response_tokens)
+        for column in (group.prompt_tokens, group.offsets, group.logprobs, group.loss_mask, group.rewards):
+            assert column is not None
+    return tokens
+
+
+def take(client: RolloutClient, batches: int, shape: Shape, pid: int) -> Taken:
+    with watched(pid) as watch:
+        for _ in range(batches):
+            batch = client.get_batch(timeout_s=60)
+            assert read_columns(batch) == GROUPS_A_BATCH * SAMPLES * shape.tokens
+            client.ack(batch.lease)
+    return watch.taken(batches)
+
+
+@contextmanager
+def ours(folder: Path, shape: Shape, turns: int) -> Iterator[Callable[[], Taken]]:
+    """Turns of the daemon and the shipped client."""
+    batches = BATCHES_A_TURN[shape.name]
+    whole = turns * batches
+    rollout = {"num_rollout": whole, "lookahead": whole, "over_sampling_batch_size": 2 * whole * GROUPS_A_BATCH}
+    config = write_config(folder, weights=CURVES, rollout=rollout, sampling={"max_new_tokens": shape.tokens})
+    with (
+        daemon(config, shape=shape, batches=whole) as pid,
+        RolloutClient(folder / "sock", connect_timeout_s=120) as client,
+    ):
+        client.status()
+        yield lambda: take(client, batches, shape, pid)
+
+
+@contextmanager
+def bare(shape: Shape, batches: int, turns: int) -> Iterator[Callable[[], Taken]]:
+    """Turns of a bare socket: a byte asks for a batch, whose frames come one way."""
+    maker = Maker(shape)
+    here, there = socket.socketpair()
+    size = len(b"".join(maker.frames(GROUPS_A_BATCH)))
+    buffer = memoryview(bytearray(size))
+    buffer[:] = bytes(size)
+
+    def serve() -> None:
+        here.close()
+        frames = [list(maker.frames(GROUPS_A_BATCH)) for _ in range(batches * turns)]
+        for parts in frames:
+            if not there.recv(1):
+                return
+            rest = [memoryview(part) for part in parts]
+            while rest:
+                sent = there.sendmsg(rest)
+                while rest and sent >= len(rest[0]):
+                    sent -= len(rest.pop(0))
+                if sent:
+                    rest[0] = rest[0][sent:]
+        there.recv(1)
+
+    def turn() -> Taken:
+        with watched(pid) as watch:
+            for _ in range(batches):
+                here.sendall(b"g")
+                received = 0
+                while received < size:
+                    received += here.recv_into(buffer[received:])
+        return watch.taken(batches)
+
+    with process(serve) as pid:
+        there.close()
+        yield turn
+    here.close()
+
+
+@contextmanager
+def json_lists(shape: Shape) -> Iterator[Callable[[], Taken]]:
+    """Turns of a server that keeps samples as lists and answers with JSON, by orjson on both sides."""
+    here, there = socket.socketpair()
+    maker = Maker(shape)
+
+    def serve() -> None:
+        here.close()
+        columns = [[maker.columns(SAMPLES * i + j) for j in range(SAMPLES)] for i in range(GROUPS_A_BATCH)]
+        groups = [
+            {
+                "prompt_tokens": list(range(256)),
+                "samples": [
+                    {
+                        "tokens": tokens.tolist(),
+                        "logprobs": logprobs.tolist(),
+                        "loss_mask": [1] * len(tokens),
+                        "text": text,
+                        "reward": 1.0,
+                    }
+                    for tokens, logprobs, text in group
+                ],
+            }
+            for group in columns
+        ]
+        orjson_peer.serve(there, groups)
+
+    def turn() -> Taken:
+        with watched(pid) as watch:
+            for _ in range(JSON_BATCHES_A_TURN):
+                assert orjson_peer.take(here) == GROUPS_A_BATCH * SAMPLES * shape.tokens
+        return watch.taken(JSON_BATCHES_A_TURN)
+
+    with process(serve) as pid:
+        there.close()
+        yield turn
+    here.close()
+
+
+def measure(options: Options, shape: Shape) -> dict[str, list[Taken]]:
+    turns, folder = options.rounds + 1, options.folder / shape.name
+    folder.mkdir()
+    with ExitStack() as stack:
+        batches = BATCHES_A_TURN[shape.name]
+        contenders = {"bare socket": stack.enter_context(bare(shape, batches, turns))}
+        if "orjson" in options.peers and shape is STANDARD:
+            contenders["JSON lists by orjson"] = stack.enter_context(json_lists(shape))
+        contenders["orchestrator"] = stack.enter_context(ours(folder, shape, turns))
+        return interleave(contenders, options.rounds)
+
+
+def run(options: Options) -> Result:
+    result = Result("handout", "Handing a batch out", "a batch", "tokens a response")
+    for shape in SHAPES:
+        rounds = measure(options, shape)
+        result.figures += [Figure(name, shape.tokens, wall(taken), cpu(taken)) for name, taken in rounds.items()]
+        by_cpu = 100 * cpu_ratio(rounds, "bare socket", "orchestrator")
+        by_wall = 100 * wall_ratio(rounds, "bare socket", "orchestrator")
+        bound = {"standard": 50.0, "long": 80.0}.get(shape.name)
+        result.goals.append(Goal(f"{shape.name}: of a bare socket's speed (CPU)", by_cpu, " %", at_least=bound))
+        result.goals.append(Goal(f"{shape.name}: of a bare socket's speed (wall)", by_wall, " %"))
+        if "JSON lists by orjson" in rounds:
+            faster = cpu_ratio(rounds, "JSON lists by orjson", "orchestrator")
+            result.goals.append(Goal("times as fast as JSON lists by orjson (CPU)", faster, " x", at_least=40))
+            faster = wall_ratio(rounds, "JSON lists by orjson", "orchestrator")
+            result.goals.append(Goal("times as fast as JSON lists by orjson (wall)", faster, " x"))
+    points = [(figure.size, figure.cpu_us) for figure in result.figures if figure.contender == "orchestrator"]
+    result.growth = (
+        f"CPU time a batch grows as tokens^{exponent(points):.2f} from {SHAPES[0].tokens} to {LONG.tokens} tokens"
+        f" ({exponent(points[1:]):.2f} from {STANDARD.tokens} on)"
+    )
+    return result

@@ -1,0 +1,129 @@
+"""What the lines and metrics of every step cost, and Prometheus asking for them, at a hundred groups a second.
+
+Measured are the daemon's own parts: the metrics of a batch, its lines, the thread that writes them, the history of the
+page; and a scrape of a real daemon, as its CPU time says.
+"""
+
+from __future__ import annotations
+
+import os
+import urllib.request
+from pathlib import Path
+
+import anyio
+
+from orchestrator.client import RolloutClient
+from orchestrator.filters import RewardCaps
+from orchestrator.leases import LeasedBatch
+from orchestrator.ledger import Ledger, SourceSize
+from orchestrator.logs import configure_logging
+from orchestrator.mixer import Mixer
+from orchestrator.reporter import StepLog
+from orchestrator.status import StepHistory, StepMetrics
+from orchestrator.waits import Waits
+from orchestrator.weights import WeightTable, parse_weight
+
+from ..builders import MemoryJournal
+from .daemons import ROWS, daemon, free_port, write_config
+from .measure import Taken, cpu, exponent, interleave, wall, watched
+from .mixture import expression
+from .result import Figure, Goal, Options, Result
+from .work import GROUPS_A_BATCH, SAMPLES, SMALL, Maker
+
+SIZES = (2, 16, 64)
+BATCHES = 60
+GROUPS_A_SECOND = 100
+SCRAPE_EVERY_S = 15
+SCRAPES = 10
+
+
+class Steps:
+    """Batches of a real ledger and mixer, of which the lines are written again and again."""
+
+    def __init__(self, sources: int, folder: Path) -> None:
+        names = [f"source-{i}" for i in range(sources)]
+        self._folder = folder
+        self._ledger = Ledger({name: SourceSize(ROWS) for name in names}, nonce="n")
+        self._table = WeightTable(names, [parse_weight(expression(i)) for i in range(sources)])
+        self._caps = RewardCaps(names, None)
+        self._batches: list[LeasedBatch] = []
+        journal, maker = MemoryJournal(self._ledger), Maker(SMALL)
+        mixer = Mixer(
+            ledger=self._ledger,
+            journal=journal,
+            table=self._table,
+            batch_size=GROUPS_A_BATCH,
+            lookahead=1,
+            max_staleness=None,
+            num_rollout=None,
+            outstanding_bound=10 * GROUPS_A_BATCH,
+            buffer_bounds={},
+        )
+        for _ in range(BATCHES):
+            for name, count in mixer.plan()[0].counts.items():
+                for _ in range(count):
+                    event = self._ledger.next_launch(name, SAMPLES, lambda _, position: position)
+                    assert event is not None
+                    journal.record(event)
+                    journal.store_group(maker.frame(name, event.group_index, event.prompt_index))
+            batch = mixer.form(1)
+            assert isinstance(batch, LeasedBatch)
+            self._batches.append(batch)
+
+    def turn(self) -> Taken:
+        return anyio.run(self._turn)
+
+    async def _turn(self) -> Taken:
+        logs = configure_logging(file=self._folder / "steps.jsonl", level="info")
+        log = StepLog(
+            metrics=StepMetrics(self._ledger, self._caps.cap),
+            table=self._table,
+            caps=self._caps,
+            waits=Waits(),
+            history=StepHistory(),
+            logs=logs,
+            log=logs.logger("mixer"),
+        )
+        with watched() as watch:
+            for batch in self._batches:
+                log.batch_formed(batch)
+            logs.close()  # when it returns everything is written
+        os.unlink(self._folder / "steps.jsonl")
+        return watch.taken(BATCHES)
+
+
+def scrape(sources: int, folder: Path, rounds: int) -> list[Taken]:
+    """Of a real daemon with so many sources, each of which has handed out groups."""
+    port = free_port()
+    folder.mkdir()
+    weights: dict[str, float | str] = {f"source-{i}": expression(i) for i in range(sources)}
+    config = write_config(folder, weights=weights, status={"http": f"127.0.0.1:{port}"}, sampling={"max_new_tokens": 8})
+    results = []
+    with daemon(config) as pid, RolloutClient(folder / "sock", connect_timeout_s=30) as client:
+        client.ack(client.get_batch(timeout_s=30).lease)
+        while client.status()["generation"]["in_flight"]:
+            pass
+        for _ in range(rounds):
+            with watched(pid) as watch:
+                for _ in range(SCRAPES):
+                    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+                        answer.read()
+            results.append(watch.taken(SCRAPES))
+    return results
+
+
+def run(options: Options) -> Result:
+    result = Result("logging", "Lines and metrics of every step", "a step, or a scrape", "sources")
+    rounds = interleave({str(n): Steps(n, options.folder).turn for n in SIZES}, options.rounds)
+    for sources in SIZES:
+        lines, scrapes = rounds[str(sources)], scrape(sources, options.folder / f"{sources}", options.rounds)
+        for name, taken in (("lines and metrics", lines), ("scrape, with the asking", scrapes)):
+            result.figures.append(Figure(name, sources, wall(taken), cpu(taken)))
+        busy = cpu(lines) * GROUPS_A_SECOND / GROUPS_A_BATCH + cpu(scrapes) / SCRAPE_EVERY_S
+        what = f"logging and metrics at {GROUPS_A_SECOND} groups/s, {sources} sources"
+        result.goals.append(Goal(what, busy / 1e4, " % of a core", at_most=2))
+    points = [(figure.size, figure.cpu_us) for figure in result.figures if figure.contender == "lines and metrics"]
+    result.growth = (
+        f"CPU time of a step's lines grows as sources^{exponent(points):.2f}, from {SIZES[0]} to {SIZES[-1]}"
+    )
+    return result

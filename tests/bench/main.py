@@ -1,0 +1,113 @@
+"""The command ``scripts/bench``: runs benchmarks, prints the table, writes JSON and pictures."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from .machine import describe, load
+from .peers import ALL_PEERS, USUAL_PEERS, peers_python
+from .picture import draw
+from .result import Options, Result, Unavailable
+
+BENCHMARKS = ("handout", "mixture", "waiting", "start", "logging")
+ROUNDS = 7
+QUICK_ROUNDS = 5
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench",
+        description="Measures what the daemon costs, against limits of this machine and against what would be used"
+        " instead, in one run. How to read the figures: docs/performance.md.",
+        epilog="example: scripts/bench --quick --only handout --only mixture --json bench.json",
+    )
+    parser.add_argument("--quick", action="store_true", help="smaller sizes and fewer rounds: under three minutes")
+    parser.add_argument(
+        "--only", action="append", choices=BENCHMARKS, metavar="NAME", help=f"of {', '.join(BENCHMARKS)}"
+    )
+    parser.add_argument("--sample", action="store_true", help=argparse.SUPPRESS)  # what CI has time for
+    parser.add_argument(
+        "--peers",
+        default=",".join(USUAL_PEERS),
+        help=f"of {', '.join(ALL_PEERS)}, separated by commas; none: ''. Default: %(default)s. They run in .venv-peers",
+    )
+    parser.add_argument("--rounds", type=int, help=f"of each comparison (default {ROUNDS}, quick {QUICK_ROUNDS})")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there")
+    parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="write one picture a benchmark there")
+    options = parser.parse_args(arguments)
+    unknown = set(filter(None, options.peers.split(","))) - set(ALL_PEERS)
+    if unknown:
+        parser.error(f"no peer {', '.join(sorted(unknown))}; there are {', '.join(ALL_PEERS)}")
+    return options
+
+
+def run_one(name: str, options: Options) -> Result:
+    """One benchmark, or why it cannot run here."""
+    module = importlib.import_module(f".{name}", __package__)
+    try:
+        result: Result = module.run(options)
+    except Unavailable as why:
+        result = Result(name, module.__doc__.partition("\n")[0], "", "", notes=[f"not run: {why}"])
+    return result
+
+
+def table(result: Result) -> str:
+    lines = [f"== {result.name}: {result.title}"]
+    if result.figures:
+        lines.append(f"   {'':28}{result.size:>14}{'µs ' + result.unit:>26}{'µs of CPU':>14}")
+        lines += [f"   {f.contender:28}{f.size:>14g}{f.wall_us:>26,.1f}{f.cpu_us:>14,.1f}" for f in result.figures]
+    for goal in result.goals:
+        verdict = {True: "met", False: "NOT MET", None: ""}[goal.is_met]
+        lines.append(f"   {goal.what:66} {goal.value:>10.3g}{goal.unit:20} {goal.bound:24} {verdict}".rstrip())
+    if result.growth:
+        lines.append(f"   growth: {result.growth}")
+    return "\n".join(lines + [f"   note: {note}" for note in result.notes])
+
+
+def as_json(result: Result) -> dict[str, Any]:
+    goals = [asdict(goal) | {"is_met": goal.is_met} for goal in result.goals]
+    return asdict(result) | {"goals": goals}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status 0 also where a goal is missed: the table says so, and a busy machine misses some by itself."""
+    chosen = parse(arguments)
+    peers = tuple(filter(None, chosen.peers.split(",")))
+    names = [name for name in BENCHMARKS if not chosen.only or name in chosen.only]
+    rounds = chosen.rounds or (QUICK_ROUNDS if chosen.quick else ROUNDS)
+    python = peers_python(peers) if "through" in names else None
+    machine = describe(peers, python)
+    print("\n".join(f"{key}: {value}" for key, value in machine.items()), flush=True)
+    results, began = [], time.monotonic()
+    for name in names:
+        folder = Path(tempfile.mkdtemp(prefix=f"bench-{name}-"))
+        try:
+            begin = time.monotonic()
+            result = run_one(name, Options(folder, chosen.quick, chosen.sample, rounds, peers, python))
+            print(f"\n{table(result)}\n   took {time.monotonic() - begin:.0f} s", flush=True)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        results.append(result)
+        if chosen.pictures and result.figures:
+            draw(result, chosen.pictures)
+    goals = [goal for result in results for goal in result.goals if goal.is_met is not None]
+    met = sum(bool(goal.is_met) for goal in goals)
+    print(f"\n{met} of {len(goals)} goals met in {time.monotonic() - began:.0f} s; {load()}")
+    if chosen.json:
+        whole = {"machine": machine, "load_after": load(), "results": [as_json(result) for result in results]}
+        chosen.json.write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""A sample of ``scripts/bench --quick``, by its own program: shares and ratios within one run, with wide margins.
+
+What a busy machine may do to them is in the margins: a figure that is ten times worse than it should be is a defect.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DEADLINE_S = 170
+
+pytestmark = pytest.mark.timeout(180)
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("bench")
+    names = [argument for name in ("handout", "mixture", "waiting") for argument in ("--only", name)]
+    output = ["--json", str(folder / "bench.json"), "--pictures", str(folder / "pictures")]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.bench.main", "--quick", "--sample", *names, "--peers", "orjson", *output],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+        timeout=DEADLINE_S,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    whole = json.loads((folder / "bench.json").read_text())
+    results = {result["name"]: result for result in whole["results"]}
+    assert {path.stem for path in (folder / "pictures").iterdir()} == set(results) == {"handout", "mixture", "waiting"}
+    for key in ("commit", "processor", "system", "packages", "load before"):
+        assert whole["machine"][key]
+    for result in results.values():
+        assert f"== {result['name']}: {result['title']}" in done.stdout
+        assert len({figure["size"] for figure in result["figures"]}) == 3
+        assert result["growth"] in done.stdout
+    return results
+
+
+def value(result: dict[str, Any], what: str) -> float:
+    [goal] = [goal for goal in result["goals"] if goal["what"] == what]
+    return float(goal["value"])
+
+
+def costs(result: dict[str, Any], contender: str) -> list[float]:
+    """CPU time by size, from the smallest."""
+    return [f["cpu_us"] for f in sorted(result["figures"], key=lambda f: f["size"]) if f["contender"] == contender]
+
+
+def test_handing_out_costs_little_beside_a_bare_socket_and_much_less_than_json(measured: dict[str, Any]) -> None:
+    result = measured["handout"]
+    assert value(result, "long: of a bare socket's speed (CPU)") > 20
+    assert value(result, "standard: of a bare socket's speed (CPU)") > 4
+    assert value(result, "times as fast as JSON lists by orjson (CPU)") > 4
+    small, _, large = costs(result, "orchestrator")
+    assert large < 100 * small  # of 170 times as many bytes
+
+
+def test_a_plan_costs_little_more_than_drawing_sources_at_random(measured: dict[str, Any]) -> None:
+    result = measured["mixture"]
+    assert value(result, "weights, counts and plan, of a plain script") < 60
+    assert value(result, "a lambda, of Python's own") < 40
+    few, _, many = costs(result, "planned")
+    assert many < 16 * few * 4  # of 16 times as many sources: a square would be 256
+
+
+def test_the_plan_keeps_the_trainer_busy_and_wastes_nothing(measured: dict[str, Any]) -> None:
+    """In the engine's own time, which no machine's load changes: these are the goals themselves."""
+    assert [goal["what"] for goal in measured["waiting"]["goals"] if goal["is_met"] is False] == []
