@@ -52,7 +52,7 @@ def ours(folder: Path, shape: Shape, turns: int) -> Iterator[Callable[[], Taken]
     """Turns of the daemon and the shipped client."""
     batches = BATCHES_A_TURN[shape.name]
     whole = turns * batches
-    rollout = {"num_rollout": whole, "lookahead": whole, "over_sampling_batch_size": 2 * whole * GROUPS_A_BATCH}
+    rollout = {"num_rollout": whole, "over_sampling_batch_size": 2 * whole * GROUPS_A_BATCH}
     config = write_config(folder, weights=CURVES, rollout=rollout, sampling={"max_new_tokens": shape.tokens})
     with (
         daemon(config, shape=shape, batches=whole) as pid,
