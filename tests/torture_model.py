@@ -68,10 +68,14 @@ class Model:
         self.saved[name] = self._copy()
 
     def load(self, name: str) -> None:
-        """A checkpoint was loaded. Its leases have other names now, which their groups have to turn up under."""
+        """A checkpoint was loaded. Its leases have other names now, which their groups have to turn up under.
+
+        An ``ack`` of one of them that was sent and never answered says nothing any more: the lease has ended.
+        """
         was, saved, checks = self.saved[name]._copy(), self.saved, self.checks
         self.__dict__.update(was.__dict__)
         self.leased = {lease: groups for lease, groups in was.leased.items() if lease in was.acked}
+        self.asked = was.asked & was.acked
         self.saved, self.checks, self.loading = saved, checks, None
 
     def _copy(self) -> Model:
