@@ -20,6 +20,7 @@ from typing import Final
 
 from .buffer import SourceState
 from .events import SourceFacts
+from .observations import Observations
 
 __all__ = ["PROMPT_REMOVED", "REMOVED", "RENAMED", "changed_sources"]
 
@@ -63,7 +64,7 @@ def _take_over(new: SourceState, old: SourceState) -> None:
     _let_go(old, RENAMED, rerun=True)
     new.epoch, new.position, new.carry, new.paused = old.epoch, old.position, old.carry, old.paused
     new.debt, old.debt = old.debt, 0.0
-    new.observed = old.observed
+    new.observed, old.observed = old.observed, Observations()
     new.weight_override, new.weight_in_file = old.weight_override, old.weight_in_file
     new.rerun, old.rerun = old.rerun, new.rerun
     old.carry = 0.0

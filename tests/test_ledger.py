@@ -234,6 +234,24 @@ def test_unknown_leases_are_refused(lease: str) -> None:
         Ledger(SIZES, nonce="n").leases.find(lease, 1)
 
 
+def test_a_source_that_was_renamed_and_one_that_takes_its_old_name_are_observed_apart() -> None:
+    journal = MemoryJournal(Ledger({"code": SourceSize(5)}, nonce="n"))
+    came_back = [SourceFacts("code", 5, None), SourceFacts("easy", 5, None)]
+    for wanted in ([SourceFacts("easy", 5, None, "code")], came_back):
+        first = launch(journal, next(iter(journal.ledger.sources)))
+        assert first is not None
+        journal.store_group(frame_for(first))
+        journal.record(SourcesChanged(wanted))
+    at, data = len(journal.records), snapshot_bytes(journal.ledger)
+    event = launch(journal, "code")
+    assert event is not None
+    journal.store_group(frame_for(event))
+    start = Ledger({}, nonce="n")
+    start.load(msgspec.json.decode(data), journal.frame_at)
+    replayed = journal.replayed({}, start=start, skip=at)
+    assert snapshot_bytes(replayed) == snapshot_bytes(journal.ledger)
+
+
 def test_bounded_overtaking() -> None:
     """A group in flight is overtaken in at most `lookahead` batches; then younger ones wait for it."""
     journal = MemoryJournal(Ledger(SIZES, nonce="n"))
