@@ -207,6 +207,7 @@ def assemble(
         status=reporter.status,
         cause=reporter.cause,
         connections=connections,
+        log=logs.logger("consumer"),
     )
     server = ConsumerServer(
         config.consumer.socket,

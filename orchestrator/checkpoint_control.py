@@ -76,7 +76,7 @@ class CheckpointControl:
             self._desk.ack_through(trained_through)
         step = self._store.ledger.step
         await self._store.save_checkpoint(name)
-        self._log.info(f"checkpoint {name} of step {step} is saved")
+        self._log.info(f"checkpoint {name} of step {step} is saved", action="checkpoint_saved")
         await self._retain(name)
         return step
 
@@ -95,7 +95,9 @@ class CheckpointControl:
         others = [fact for fact in facts if fact.name not in {newest, *self._verifying}]
         for fact in others[: max(0, len(facts) - kept)]:
             await anyio.to_thread.run_sync(remove_checkpoint, directory, fact.name)
-            self._log.info(f"checkpoint {fact.name} of step {fact.step} is removed: {kept} are kept")
+            self._log.info(
+                f"checkpoint {fact.name} of step {fact.step} is removed: {kept} are kept", action="checkpoint_removed"
+            )
 
     async def load(self, name: str) -> int:
         """Go back to a checkpoint; returns its step.
@@ -122,7 +124,8 @@ class CheckpointControl:
         ledger = self._store.ledger
         self._log.warning(
             f"checkpoint {name} is loaded: step {ledger.step}, policy version {ledger.policy_version}; all older leases"
-            " have ended, and nothing is generated until a policy version is set"
+            " have ended, and nothing is generated until a policy version is set",
+            action="checkpoint_loaded",
         )
         return ledger.step
 

@@ -74,7 +74,7 @@ class Control:
         """
         if not self.is_draining:
             self.is_draining = True
-            self._log.info("draining: launching has stopped, what is in flight is parked")
+            self._log.info("draining: launching has stopped, what is in flight is parked", action="draining")
             self._changed.notify()
         with anyio.move_on_after(PARK_DEADLINE_S):
             await self._production.stop()

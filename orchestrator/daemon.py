@@ -104,7 +104,7 @@ class Daemon:
                 stack.push_async_callback(self._close_lines, parts.lines)
                 self._report_recovery(store)
                 await self._supervise(parts, store, changed)
-            self._log.info(f"stopped at step {store.ledger.step}; the next start goes on from there")
+            self._log.info(f"stopped at step {store.ledger.step}; the next start goes on from there", action="stopped")
 
     async def _close_lines(self, lines: dict[str, SourceLine]) -> None:
         for line in lines.values():
@@ -130,6 +130,7 @@ class Daemon:
             changed=changed,
             replan=replan,
             log=self._logs.logger("state"),
+            on_record=self._logs.recorded,
             at_run_time=at_run_time,
             allow_source_changes=self._allow_source_changes,
         )
@@ -189,7 +190,8 @@ class Daemon:
             await self._start_archive(parts, store, tasks)
             tasks.start_soon(self._end_when_finished, parts, store, changed)
             self._log.info(
-                f"ready: {len(parts.lines)} sources, step {store.ledger.step}, socket {self._config.consumer.socket}"
+                f"ready: {len(parts.lines)} sources, step {store.ledger.step}, socket {self._config.consumer.socket}",
+                action="ready",
             )
             await self._stop.wait()
             self._log.info("stopping: what is in flight is parked")
@@ -225,7 +227,7 @@ class Daemon:
             with anyio.move_on_after(LINGER_S) as linger:
                 await change.wait()
             if linger.cancelled_caught and not connections:
-                self._log.info(f"the run is finished after {store.ledger.step} batches")
+                self._log.info(f"the run is finished after {store.ledger.step} batches", action="finished")
                 self._stop.set()
                 return
 

@@ -119,6 +119,7 @@ class EngineControl:
         self._pause = _Pause(owner, timeout_s, anyio.current_time())
         self._pauses.notify()
         self._pool.pause()
+        self._log.info(f"generation is paused ({mode}) for at most {timeout_s:g} s", action="generation_paused")
         if mode == "abort":
             self._pool.interrupt()
         with anyio.move_on_after(timeout_s):
@@ -131,6 +132,8 @@ class EngineControl:
 
     def resume(self) -> None:
         """End the pause, if there is one."""
+        if self._pause is not None:
+            self._log.info(f"generation goes on, after {self.describe_pause()}", action="generation_continued")
         self._pause = None
         self._pauses.notify()
         self._pool.resume()

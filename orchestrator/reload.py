@@ -89,7 +89,7 @@ class Reloader:
         try:
             yield
         except OrchestratorError as error:
-            self._log.error(f"{what} was refused, everything stays as it was: {error}")
+            self._log.error(f"{what} was refused, everything stays as it was: {error}", action="reload_refused")
             raise
         finally:
             self._is_changing = False
@@ -109,7 +109,7 @@ class Reloader:
             found = await self._reload()
         for difference in found:
             if difference.is_live:
-                self._log.info(f"the config has changed: {difference}")
+                self._log.info(f"the config has changed: {difference}", action="reloaded")
             else:
                 self._log.warning(f"{difference}: that takes effect at the next start")
         if not found:

@@ -132,7 +132,7 @@ class Starvation:
             if now - said.get(what, -LONGEST_SILENCE_S) >= LONGEST_SILENCE_S:
                 said[what], wait.is_told = now, True
                 waited = f"a batch is waited for since {now - wait.since:.0f} s"
-                self._log.warning(f"{waited}: {cause['sentence']}", cause=cause)
+                self._log.warning(f"{waited}: {cause['sentence']}", action="batch_late", cause=cause)
 
     def _is_short(self, step: int) -> Shortage | None:
         """What the batch of the step lacks; ``None`` if it is there, or if a load has taken the run to another one."""

@@ -343,7 +343,7 @@ def test_log_lines_carry_the_metrics_of_each_step(tmp_path: Path) -> None:
             lengths = {key: [len(s.response_tokens) for s in samples] for key, samples in expected.items()}
             rewards = {key: [s.reward for s in samples] for key, samples in expected.items()}
         assert process.stop() == 0
-        lines = [line for line in process.log if "rollout" in line]
+        lines = [line for line in process.log if line["event"]["dataset"] in ("step", "step.source")]
     per_source = {(li["rollout"]["step"], li["source"]["name"]): li["rollout"] for li in lines if "source" in li}
     slashed = {line["rollout"]["step"]: line["metrics"] for line in lines if "metrics" in line}
     for (step, name), values in lengths.items():

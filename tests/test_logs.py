@@ -209,10 +209,11 @@ def test_an_exception_is_written_as_ecs(logs: LogHandle, path: Path) -> None:
 class Figures:
     step: int = 7
     policy_version: int = 2
+    trainer_wait_s: float = 1.5
     sources: dict[str, dict[str, Any]] = field(
         default_factory=lambda: {
             "v1.5": {"weight": 0.25, "group_count": 8, "response_len": {"mean": math.nan}},
-            "hard": {"weight": 0.75, "group_count": 24, "response_len": {"mean": 12.5}},
+            "hard": {"weight": 0.75, "group_count": 24, "response_len": {"mean": 12.5}, "dropped": {"a": 0, "b.c": 3}},
         }
     )
 
@@ -220,16 +221,17 @@ class Figures:
         return {"rollout/v1.5/weight": 0.25, "rollout/hard/weight": 0.75}
 
 
-def test_a_step_is_one_line_a_source_and_one_with_slashed_names(logs: LogHandle, path: Path) -> None:
+def test_a_step_is_one_line_a_source_one_a_reason_and_one_with_slashed_names(logs: LogHandle, path: Path) -> None:
     logs.step(Figures())
     logs.close()
-    first, second, whole = logged(path)
-    assert [line["source"]["name"] for line in (first, second)] == ["v1.5", "hard"]
+    first, second, drop, whole = logged(path)
+    assert [line["source"]["name"] for line in (first, second, drop)] == ["v1.5", "hard", "hard"]
+    assert (drop["event"]["dataset"], drop["drop"]) == ("step.drop", {"reason": "b.c", "groups": 3})
     assert first["rollout"] == {
         "step": 7, "policy_version": 2, "weight": 0.25, "group_count": 8, "response_len": {"mean": None},
     }  # fmt: skip
     assert whole["metrics"] == {"rollout/v1.5/weight": 0.25, "rollout/hard/weight": 0.75}
-    assert whole["rollout"]["step"] == 7
+    assert whole["rollout"] == {"step": 7, "policy_version": 2, "trainer_wait_s": 1.5}
     assert whole["message"] == "step 7: v1.5 8 groups of weight 0.25, hard 24 groups of weight 0.75"
     assert first["event"]["dataset"] != whole["event"]["dataset"]
 

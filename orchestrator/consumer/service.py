@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, cast
 
 import anyio
+from structlog.typing import FilteringBoundLogger
 
 from orchestrator.broadcast import Broadcast
 from orchestrator.errors import BadRequest, BatchTimeout, RunFinished, ShuttingDown
@@ -85,6 +86,7 @@ class ConsumerService:
         status: everything that ``status`` reports, with the figures of that many of the last steps.
         cause: the sentence and the facts of why no batch is formed.
         connections: filled with the live connections, by number.
+        log: for who gets which batch.
     """
 
     def __init__(
@@ -104,6 +106,7 @@ class ConsumerService:
         status: Callable[[int], dict[str, Any]],
         cause: Callable[[Waiting | Shortage | None], dict[str, Any]],
         connections: dict[int, Connection],
+        log: FilteringBoundLogger,
     ) -> None:
         self._run_name = run_name
         self._version = version
@@ -115,6 +118,7 @@ class ConsumerService:
         self._waits = waits
         self._marks: dict[int, int] = {}  # step → up to where the log has to be written before its batch is sent
         self._changed = changed
+        self._log = log
         self._status = status
         self._cause = cause
         self._methods: dict[str, Method] = {
@@ -152,6 +156,12 @@ class ConsumerService:
     def closed(self, connection: Connection) -> None:
         """A client went: its leases are free, its pause ends."""
         del self.connections[connection.holder.connection]
+        if leases := self._desk.leases_of(connection.holder):
+            self._log.info(
+                f"{_who(connection)} has gone with {len(leases)} leases, which will be handed out again",
+                action="left",
+                pid=connection.holder.pid,
+            )
         self._desk.leave(connection.holder)
         self._engines.left(connection.holder.connection)
 
@@ -241,6 +251,14 @@ class ConsumerService:
             "groups": len(groups),
         }
         frames = [g.frame for g in groups]
+        self._log.info(
+            f"step {batch.step} is handed out to rank {handout.share.rank}, process {handout.holder.pid}",
+            dataset="step.lease",
+            action="handed_out",
+            pid=handout.holder.pid,
+            rollout={"step": batch.step, "policy_version": batch.policy_version},
+            lease={"rank": handout.share.rank, "groups": len(groups)},
+        )
         return Answer(result, frames, handout.lease, undo=lambda: self._desk.release(handout))
 
     def _timeout(self, seconds: float, why: Waiting | Shortage | None) -> BatchTimeout:

@@ -80,7 +80,11 @@ class AnyEngine:
             except TimeoutError:
                 problem = f"no answer within {deadline_s:g} s"
             if member.went_wrong(member.health.request_failed(problem)):
-                self._log.warning(f"engine {member.name} is down after failures in a row: {problem}")
+                self._log.warning(
+                    f"engine {member.name} is down after failures in a row: {problem}",
+                    engine=member.name,
+                    action="engine_down",
+                )
                 self._slots.dispatch()
             failed = member
             failures += 1

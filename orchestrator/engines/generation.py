@@ -211,7 +211,11 @@ class Generation:
         member.failed += 1
         member.stalled += isinstance(error, EngineStalled)
         if member.went_wrong(member.health.request_failed(error.message)):
-            self._rig.log.warning(f"engine {member.name} is down after failures in a row: {error.message}")
+            self._rig.log.warning(
+                f"engine {member.name} is down after failures in a row: {error.message}",
+                engine=member.name,
+                action="engine_down",
+            )
         self._last, self._avoided = None, member
 
     async def _failed(self, error: EngineError, *, had_progress: bool) -> None:

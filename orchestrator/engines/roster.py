@@ -195,7 +195,9 @@ class Roster:
         member.held.probed(info, required=member.required, was_away=was_away)
         self._hooks.held(member)
         if member.health.probe_succeeded():
-            self._log.info(f"engine {member.name} is {member.health.state}: {info.model}")
+            self._log.info(
+                f"engine {member.name} is {member.health.state}: {info.model}", engine=member.name, action="engine_up"
+            )
         if was_current and not member.held.is_current(member.required):
             self._log.warning(
                 f"engine {member.name} may have been restarted since policy version {member.required} was set: it gets"
@@ -207,7 +209,7 @@ class Roster:
     def _probe_failed(self, member: Member, message: str) -> None:
         is_news = member.health.last_error != message
         if member.health.probe_failed(message) or is_news:
-            self._log.warning(f"engine {member.name} is down: {message}")
+            self._log.warning(f"engine {member.name} is down: {message}", engine=member.name, action="engine_down")
         self._slots.dispatch()
 
     async def _check_fit(self, member: Member, info: EngineInfo) -> None:

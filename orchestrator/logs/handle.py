@@ -18,6 +18,9 @@ from typing import Any, Final, Protocol, TextIO
 import structlog
 from structlog.typing import FilteringBoundLogger
 
+from orchestrator.events import Event
+
+from .journal import JOURNAL, log_event
 from .lines import ConsoleLines, EcsLines
 from .recent import RecentEvents
 from .writer import FLUSH_DEADLINE_S, LogWriter, Sink
@@ -39,6 +42,11 @@ class StepFigures(Protocol):
     @property
     def policy_version(self) -> int:
         """The policy version at that step."""
+        ...
+
+    @property
+    def trainer_wait_s(self) -> float:
+        """For how long the trainer waited for the batch."""
         ...
 
     @property
@@ -96,26 +104,48 @@ class LogHandle:
             context_class=dict,
             cache_logger_on_first_use=False,
         ).bind()
+        self._journal = self.logger(JOURNAL)
         self._handler = _LibraryHandler(self.logger("library"))
         logging.getLogger().addHandler(self._handler)
 
     def logger(self, dataset: str, **fields: Any) -> FilteringBoundLogger:
-        """A logger whose lines carry ``event.dataset`` and the fields; ``source="math"`` becomes ``source.name``."""
+        """A logger whose lines carry ``event.dataset`` and the fields; see ``lines`` for those with short names."""
         return self._root.bind(dataset=dataset, **fields)
 
     def step(self, figures: StepFigures) -> None:
-        """The lines of one step: one a source with nested numbers, and one with the slashed names of all.
+        """The lines of one step.
 
-        ``rollout`` holds the nested numbers, ``metrics`` the slashed ones: to be mapped ``flattened``, or each name
-        becomes a field of the index. On a terminal there is one line of text.
+        One a source with nested numbers, one with the slashed names of all, and one for each source and reason for
+        which groups were dropped. ``rollout`` holds the nested numbers, ``metrics`` the slashed ones: to be mapped
+        ``flattened``, or each name becomes a field of the index; so are the reasons in ``rollout.dropped``, which is
+        why they have lines too. On a terminal there is one line of text.
         """
         where = {"step": figures.step, "policy_version": figures.policy_version}
         if not self._is_text:
-            log = self.logger("step.source")
             for name, numbers in figures.sources.items():
-                log.info(f"step {figures.step}, source {name}", source=name, rollout={**where, **numbers})
+                self._source(f"step {figures.step}, source {name}", name, where, numbers)
         shares = ", ".join(f"{name} {_share(numbers)}" for name, numbers in figures.sources.items())
-        self.logger("step").info(f"step {figures.step}: {shares}", rollout=where, metrics=figures.slashed())
+        self.logger("step").info(
+            f"step {figures.step}: {shares}",
+            rollout={**where, "trainer_wait_s": figures.trainer_wait_s},
+            metrics=figures.slashed(),
+        )
+
+    def _source(self, what: str, source: str, where: Mapping[str, Any], numbers: Mapping[str, Any]) -> None:
+        self.logger("step.source", source=source).info(what, rollout={**where, **numbers})
+        log = self.logger("step.drop", source=source)
+        for reason, groups in numbers.get("dropped", {}).items():
+            if groups:
+                log.info(
+                    f"{what}: {groups} groups dropped, {reason}",
+                    rollout=where,
+                    drop={"reason": reason, "groups": groups},
+                )
+
+    def recorded(self, event: Event) -> None:
+        """The line of an event that the state log has now; there is none on a terminal."""
+        if not self._is_text:
+            log_event(self._journal, event)
 
     def reopen(self) -> None:
         """Go on in a new file of the same name, after the old one was renamed; returns at once."""

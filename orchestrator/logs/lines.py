@@ -45,8 +45,15 @@ _JSON_OPTIONS: Final = (
 _HEAD: Final = frozenset({"@timestamp", "log.level", "message"})
 """The keys of a line that no caller's field takes the place of; such a field goes to ``labels``."""
 
-_LEAVES: Final = {"source": "source.name", "error": "error.message", "service": "service.name"}
-"""ECS objects that a caller may mean by a plain value, and the field that is meant."""
+_LEAVES: Final = {
+    "action": "event.action",
+    "engine": "engine.name",
+    "error": "error.message",
+    "pid": "process.pid",
+    "service": "service.name",
+    "source": "source.name",
+}
+"""What a caller says by a short name and a plain value, and the field that is meant."""
 
 
 class EcsLines:

@@ -2,7 +2,8 @@
 
 Invariants:
 
-* A bounded number of lines, of bounded length; the lines of steps are not among them, which would drown the rest.
+* A bounded number of lines, of bounded length; the lines of steps and of the journal are not among them, which would
+  drown the rest.
 * It changes nothing of what passes through.
 """
 
@@ -14,6 +15,8 @@ from collections import deque
 from typing import Any, Final
 
 from structlog.typing import EventDict
+
+from .journal import JOURNAL
 
 __all__ = ["MAX_EVENTS", "RecentEvents"]
 
@@ -34,7 +37,7 @@ class RecentEvents:
     def __call__(self, logger: Any, method: str, event: EventDict) -> EventDict:
         """Remember a line."""
         dataset = str(event.get("dataset", "orchestrator"))
-        if method != "debug" and not dataset.startswith("step"):
+        if method != "debug" and not dataset.startswith(("step", JOURNAL)):
             message = str(event.get("event", "")).encode("utf-8", "backslashreplace").decode()
             source = event.get("source")
             noted = {

@@ -82,8 +82,10 @@ class StateStore:
         replan: Broadcast,
         segment_bytes: int,
         log: FilteringBoundLogger | None = None,
+        on_record: Callable[[Event], None] = lambda _: None,
     ) -> None:
         self.directory = directory
+        self._on_record = on_record
         self.ledger = ledger
         self.recovery = recovery
         self._faults = DiskFaults(directory, log)
@@ -109,7 +111,7 @@ class StateStore:
         self._changed = changed
         self._replan = replan
         for drop in recovery.drops:  # applied already: a restart of the restart has to find them here
-            self._append(RecordKind.EVENT, encode_event(drop))
+            self._append_event(drop)
 
     @classmethod
     async def open(
@@ -121,6 +123,7 @@ class StateStore:
         replan: Broadcast | None = None,
         segment_bytes: int | None = None,
         log: FilteringBoundLogger | None = None,
+        on_record: Callable[[Event], None] = lambda _: None,
         at_run_time: Callable[[SourceRoster], dict[str, SourceSize]] | None = None,
         allow_source_changes: bool = False,
     ) -> StateStore:
@@ -133,6 +136,7 @@ class StateStore:
             replan: notified of the records that may change what is asked of producers.
             segment_bytes: of the log's files; ``None``: :data:`SEGMENT_BYTES`.
             log: where faults of the disk are logged; without one they are in :attr:`fault` alone.
+            on_record: told of every event once it is recorded; it must not raise.
             at_run_time: the sources that there should be, given what was done to those of the config at run time.
             allow_source_changes: take the sources of the config for a state of others.
 
@@ -146,7 +150,7 @@ class StateStore:
             secrets.token_hex(4),
         )
         size = SEGMENT_BYTES if segment_bytes is None else segment_bytes
-        return cls(directory, ledger, recovery, changed or Broadcast(), replan or Broadcast(), size, log)
+        return cls(directory, ledger, recovery, changed or Broadcast(), replan or Broadcast(), size, log, on_record)
 
     # -- the journal ---------------------------------------------------------------------------------------------------
 
@@ -157,7 +161,7 @@ class StateStore:
             VersionWentBack, CorruptState: the event does not fit; nothing is recorded.
         """
         self.ledger.apply(event)
-        self._append(RecordKind.EVENT, encode_event(event))
+        self._append_event(event)
         if not isinstance(event, Launched | LeaseAcked | Archived):
             self._replan.notify()
 
@@ -187,6 +191,10 @@ class StateStore:
     async def synced(self) -> None:
         """Return when everything recorded so far survives a power cut."""
         await self._writer.synced(self._writer.sequence)
+
+    def _append_event(self, event: Event) -> None:
+        self._append(RecordKind.EVENT, encode_event(event))
+        self._on_record(event)
 
     def _append(self, kind: RecordKind, body: bytes, prefix: bytes | None = None) -> Place:
         place = self._writer.append(kind, body, prefix)
@@ -351,7 +359,7 @@ class StateStore:
             opened = await self._open_checkpoint(name)
             self.ledger.restore(opened.data["ledger"], opened.segments.frame, nonce)
             self._segments.update(kept_by(opened.data).frames)
-            self._append(RecordKind.EVENT, encode_event(CheckpointLoaded(name, nonce, opened.checksum)))
+            self._append_event(CheckpointLoaded(name, nonce, opened.checksum))
             self._replan.notify()
         for _ in range(KEPT_SNAPSHOTS):  # so that stepping over a damaged one does not undo it
             await self.snapshot()
