@@ -117,7 +117,7 @@ def run_scripted(folder: Path, *, cuts: int, seed: int, masks: bool = False) -> 
     return storm
 
 
-def run_real(folder: Path, *, cuts: int, seed: int) -> Storm:
+def run_real(folder: Path, *, cuts: int, seed: int, tokens: int = 300) -> Storm:
     """A llama.cpp server, greedy: the same run without interruptions says what is right.
 
     Where two tokens are equally likely to the precision of the server's cache (16 bits), either may follow: what was
@@ -127,7 +127,7 @@ def run_real(folder: Path, *, cuts: int, seed: int) -> Storm:
     model = folder / "model.gguf"
     write_tiny_model(model)
     embedded = {"kind": "embedded", "name": "real", "model": str(model), "slots": SLOTS, "threads": 1}
-    greedy = {"max_new_tokens": 300, "temperature": 0.0}
+    greedy = {"max_new_tokens": tokens, "temperature": 0.0}
     whole: dict[str, Taken] = {}
     storms = []
     for name, kinds in (("whole", ()), ("cut", (*CUTS, *ENDS))):

@@ -12,8 +12,8 @@ pytestmark = pytest.mark.timeout(180)
 
 
 async def test_no_task_no_socket_and_no_memory_leaks_in_a_pool_behind_faulty_connections() -> None:
-    await run_in_process(samples=240, seed=1)
+    await run_in_process(samples=150, seed=1)
 
 
 def test_no_descriptor_and_no_memory_leaks_in_a_daemon_behind_faulty_connections(tmp_path: Path) -> None:
-    run_daemon(tmp_path, batches=18, minutes=0.0, seed=1)
+    run_daemon(tmp_path, batches=12, minutes=0.0, seed=1)
