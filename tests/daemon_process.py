@@ -16,6 +16,8 @@ from orchestrator.client import RolloutClient
 from orchestrator.errors import ConnectionLost
 
 START_DEADLINE_S = 30.0
+TRY_S = 0.1
+"""A client waits longer and longer for a daemon that does not listen yet; a new one asks often again."""
 STOP_DEADLINE_S = 30.0
 
 
@@ -78,7 +80,7 @@ class DaemonProcess:
         while True:
             client = RolloutClient(self.socket, connect_timeout_s=1.0, **kwargs)
             try:
-                client.connect()
+                client.connect(TRY_S)
             except ConnectionLost:
                 assert self.process.poll() is None, self.stderr
                 assert time.monotonic() < deadline, self.stderr

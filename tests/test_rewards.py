@@ -29,10 +29,14 @@ HERE = Path(__file__).parent
 FUNCTIONS = "tests.reward_functions"
 
 
-@pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
+@pytest.fixture
 def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
-    """Both loops: they start and watch processes in entirely different ways."""
-    return "asyncio", {"use_uvloop": request.param}
+    """uvloop, as in the daemon; see ``BOTH_LOOPS``."""
+    return "asyncio", {"use_uvloop": getattr(request, "param", True)}
+
+
+BOTH_LOOPS = pytest.mark.parametrize("anyio_backend", [False, True], ids=["asyncio", "uvloop"], indirect=True)
+"""They start and watch processes in entirely different ways."""
 
 
 def sample_of(text: str = "42") -> Sample:
@@ -286,6 +290,7 @@ async def test_asynchronous_calls_wait_for_their_turn() -> None:
 # -- worker processes -------------------------------------------------------------------------------------------------
 
 
+@BOTH_LOOPS
 async def test_a_synchronous_function_runs_in_one_process_again_and_again() -> None:
     async with reward_of("process_id") as reward:
         pids = {(await score(reward, sample_of(), prompt_of())).value for _ in range(5)}
@@ -310,6 +315,7 @@ async def test_callable_objects_and_signals(function: str) -> None:
         assert (await score(reward, sample_of(), prompt_of())).value > 0
 
 
+@BOTH_LOOPS
 async def test_a_hanging_call_is_killed_at_its_deadline_and_the_next_succeeds(tmp_path: Path) -> None:
     fifo = Fifo(tmp_path / "fifo")
     async with reward_of("hangs", timeout_s=1.0) as reward:
@@ -339,6 +345,7 @@ async def test_the_time_of_an_import_is_not_part_of_the_deadline(
     await reward.aclose()
 
 
+@BOTH_LOOPS
 async def test_a_process_that_does_not_become_ready(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "START_TIMEOUT_S", 0)
     async with reward_of("length") as reward:
@@ -348,6 +355,7 @@ async def test_a_process_that_does_not_become_ready(monkeypatch: pytest.MonkeyPa
         assert reward.statistics().timed_out == 1
 
 
+@BOTH_LOOPS
 async def test_a_process_that_cannot_be_started_is_an_error_of_that_call(monkeypatch: pytest.MonkeyPatch) -> None:
     async with reward_of("length") as reward:
         with monkeypatch.context() as short:
@@ -357,6 +365,7 @@ async def test_a_process_that_cannot_be_started_is_an_error_of_that_call(monkeyp
         assert (await score(reward, sample_of("abc"), prompt_of())).value == 3.0
 
 
+@BOTH_LOOPS
 @pytest.mark.parametrize("end", ["cancel", "aclose"])
 async def test_a_call_that_is_given_up_leaves_nothing_behind(tmp_path: Path, end: str) -> None:
     fifo = Fifo(tmp_path / "fifo")
@@ -385,6 +394,7 @@ async def test_a_call_that_is_given_up_leaves_nothing_behind(tmp_path: Path, end
         assert (statistics.running, statistics.extra["processes"]) == (0, 0)
 
 
+@BOTH_LOOPS
 @pytest.mark.parametrize(
     ("how", "said"),
     [
@@ -404,6 +414,7 @@ async def test_a_process_that_cannot_go_on_is_an_error_that_says_how(how: str, s
         assert (statistics.scored, statistics.failed, statistics.extra["processes_started"]) == (1, 1, 2)
 
 
+@BOTH_LOOPS
 async def test_what_a_function_prints_does_no_harm(capfd: pytest.CaptureFixture[str]) -> None:
     async with reward_of("prints") as reward:
         assert [(await score(reward, sample_of(), prompt_of())).value for _ in range(2)] == [0.0, 0.0]
@@ -412,6 +423,7 @@ async def test_what_a_function_prints_does_no_harm(capfd: pytest.CaptureFixture[
     assert err.count("y" * 100_000) == err.count("x" * 100_000) == err.count("z" * 1000) == 2
 
 
+@BOTH_LOOPS
 async def test_programs_that_a_function_starts_do_not_inherit_our_pipes() -> None:
     async with reward_of("descriptors", key="score") as reward:
         detail = (await score(reward, sample_of(), prompt_of())).detail
@@ -419,6 +431,7 @@ async def test_programs_that_a_function_starts_do_not_inherit_our_pipes() -> Non
     assert detail["open"] == []
 
 
+@BOTH_LOOPS
 async def test_not_more_calls_than_concurrency_at_a_time(tmp_path: Path) -> None:
     (tmp_path / "inside").write_text("0")
     entered, gate = Fifo(tmp_path / "entered"), Fifo(tmp_path / "gate")
@@ -470,6 +483,7 @@ async def test_the_function_sees_the_whole_sample_and_prompt() -> None:
     assert detail["prompt"] == repr(prompt).replace("tokens=[1, 2]", "tokens=array('i', [1, 2])")
 
 
+@BOTH_LOOPS
 async def test_a_megabyte_of_text() -> None:
     async with reward_of("length") as reward:
         assert (await score(reward, sample_of("x" * 3_000_000), prompt_of())).value == 3_000_000

@@ -110,6 +110,8 @@ MATHEMATICS = {
     ("42", "I do not know"): 0.0,
     ("42", ""): 0.0,
 }
+NO_MATHEMATICS: list[Any] = [None, True, [], {}, "", "   "]
+"""Labels."""
 
 
 @needs("math_verify")
@@ -118,15 +120,11 @@ async def test_mathematics() -> None:
         for (label, text), value in MATHEMATICS.items():
             result = await score(reward, said(text), Prompt("m", 0, 0, "?", label))
             assert result == RewardResult(value), (label, text)
+        for label in NO_MATHEMATICS:  # an error, and not zero
+            with pytest.raises(RewardError, match=r"reward math_verify: .*the label of prompt 3 of source m"):
+                await score(reward, said("1"), Prompt("m", 3, 0, "?", label))
+        assert (reward.statistics().scored, reward.statistics().failed) == (len(MATHEMATICS), len(NO_MATHEMATICS))
         assert reward.statistics().extra["processes_started"] == 1
-
-
-@needs("math_verify")
-@pytest.mark.parametrize("label", [None, True, [], {}, "", "   "])
-async def test_a_label_that_is_no_mathematics_is_an_error_and_not_zero(label: Any) -> None:
-    async with reward_of("math_verify") as reward:
-        with pytest.raises(RewardError, match=r"reward math_verify: .*the label of prompt 3 of source m"):
-            await score(reward, said("1"), Prompt("m", 3, 0, "?", label))
 
 
 @needs("math_verify")
