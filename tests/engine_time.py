@@ -11,7 +11,6 @@ import selectors
 from collections.abc import Mapping
 from typing import Any
 
-
 LONGEST_MOMENT = 1_000_000
 """Rounds of the loop; a test that makes so many at one moment waits by asking again and again."""
 

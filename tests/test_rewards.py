@@ -495,6 +495,13 @@ async def test_what_cannot_be_sent_is_an_error() -> None:
             await score(reward, sample_of(), prompt_of({1, 2}))
 
 
+def test_a_worker_process_does_not_carry_the_daemons_libraries() -> None:
+    """There may be dozens of them, each with its own memory and its own start."""
+    program = "import sys, orchestrator.rewards.service; print(*sys.modules)"
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert not {"aiohttp", "pydantic", "structlog", "uvloop"} & set(said.stdout.split())
+
+
 def test_workers_end_with_the_daemon(tmp_path: Path) -> None:
     """The daemon is killed: an idle worker, one in the middle of a call, and what that has started, all end."""
     fifo = Fifo(tmp_path / "fifo")

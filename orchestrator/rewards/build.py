@@ -13,7 +13,6 @@ from orchestrator.errors import DottedPathError
 
 from .builtin import BUILT_IN_REWARDS, BuiltInReward
 from .functions import AsyncReward, ProcessReward
-from .http import HttpReward
 from .packages import PACKAGE_REWARDS, missing_package
 from .port import Reward
 
@@ -59,6 +58,8 @@ def build_reward(
     if kind == "http":
         if url is None or path is not None:
             raise ValueError("a reward of kind http has a url, and no path")
+        from .http import HttpReward  # here: worker processes import this room too, and need no HTTP client
+
         return HttpReward(
             url, key=key, timeout_s=timeout_s, concurrency=concurrency, group=group, api_key_env=api_key_env
         )
