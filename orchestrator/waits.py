@@ -76,8 +76,8 @@ class Waits:
     def waiting(self, step: int, why: Waiting | Shortage) -> Iterator[None]:
         """Somebody waits for the batch of this step, for that reason."""
         wait = self.for_engines if isinstance(why, Shortage) else self.for_trainer
-        if wait is self.for_trainer and not wait.count:
-            wait.step = -1  # the trainer was in its own way before; this is another time
+        if wait is self.for_trainer and not wait.count and wait.why != why:
+            wait.step = -1  # the trainer was in its own way before; this is another time, by another lease or rank
         wait.begin(step, why)
         wait.count += 1
         try:

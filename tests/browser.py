@@ -105,18 +105,8 @@ class Browser:
         return await self._chromium.new_context(viewport={"width": width, "height": height})
 
 
-def missing() -> str | None:
-    """Why there is no browser to test with; ``None``: there is."""
-    if not Path(CHROMIUM).exists():
-        return f"{CHROMIUM} is missing: apt-get install chromium, or set CHROMIUM"
-    return None
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    """The browser; a test that asks for it is skipped where there is none."""
-    if (why := missing()) is not None:
-        pytest.skip(why)
+@contextmanager
+def _launched() -> Iterator[Browser]:
     from playwright.async_api import async_playwright
 
     with tempfile.TemporaryDirectory(prefix="chromium") as home, start_blocking_portal() as portal:
@@ -134,6 +124,24 @@ def browser() -> Iterator[Browser]:
                 portal.call(chromium.close)
         finally:
             portal.call(driver.stop)
+
+
+@pytest.fixture(scope="session")
+def browser_if_any() -> Iterator[Browser | None]:
+    """The browser, where there is one: for tests that look at the page beside other things."""
+    if not Path(CHROMIUM).exists():
+        yield None
+        return
+    with _launched() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="session")
+def browser(browser_if_any: Browser | None) -> Browser:
+    """The browser; a test that asks for it is skipped where there is none."""
+    if browser_if_any is None:
+        pytest.skip(f"{CHROMIUM} is missing: apt-get install chromium, or set CHROMIUM")
+    return browser_if_any
 
 
 def until(condition: Callable[[], bool], what: str) -> None:

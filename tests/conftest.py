@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from hypothesis import settings
 
-from .browser import browser
+from .browser import browser, browser_if_any
 
-__all__ = ["browser"]
+__all__ = ["browser", "browser_if_any"]
 
 # Hypothesis's own deadline of 200 ms an example measures how busy the machine is; each test has one by pytest-timeout.
 settings.register_profile("house", deadline=None)

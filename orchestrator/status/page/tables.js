@@ -52,7 +52,7 @@ export function figures(list, status, rate) {
     ["groups in flight", [number(sum((s) => s.groups.in_flight)), small(` ${number(sum((s) => s.partial_groups))} partial`)]],
     ["groups buffered", [number(sum((s) => s.groups.buffered)), small(` ${bytes(sum((s) => s.buffered_bytes))}`)]],
     ["tokens a second", [rate === null ? "–" : number(Math.round(rate))]],
-    ["log on disk", [shown(status, ["state", "written_bytes"], bytes), ...(status.state.backlog_bytes ? [small(` +${bytes(status.state.backlog_bytes)}`)] : [])]],
+    ["log on disk", [shown(status, ["state", "written_bytes"], bytes), ...(status.state.backlog_bytes > 2 ** 20 ? [small(` +${bytes(status.state.backlog_bytes)}`)] : [])]],
   ];
   list.replaceChildren(...tiles.map(([name, content]) => make("div", {}, make("dt", {}, name), make("dd", {}, ...content))));
 }
