@@ -27,13 +27,14 @@ import google_crc32c
 from orchestrator.errors import BadRequest, CheckpointError, CorruptState, StateError
 from orchestrator.held_groups import Place
 
-from .segments import Segment, segment_path
+from .segments import Segment, list_segments, segment_path
 from .snapshots import kept_by, read_snapshot, snapshot_head, snapshot_path
 
 __all__ = [
     "CheckpointFacts",
     "check_name",
     "checkpoint_checksum",
+    "checkpoint_segments",
     "list_checkpoints",
     "read_checkpoint",
     "relink",
@@ -233,6 +234,13 @@ def checkpoint_checksum(directory: Path, name: str) -> int:
     return int(google_crc32c.value(snapshot_path(_path(directory, name), NUMBER).read_bytes()))
 
 
+def checkpoint_segments(directory: Path) -> set[int]:
+    """Numbers of the segments that checkpoints keep, whoever made these."""
+    folder = directory / FOLDER
+    entries = folder.iterdir() if folder.is_dir() else ()
+    return {number for entry in entries if entry.is_dir() for number in list_segments(entry)}
+
+
 def verify_checkpoint(directory: Path, name: str) -> list[str]:
     """Check every checksum; returns what is wrong, in sentences.
 
@@ -265,26 +273,26 @@ def _places(data: dict[str, Any]) -> Iterator[Place]:
             yield from (Place(*place) for place in flight[5])
 
 
-def relink(directory: Path, name: str, data: dict[str, Any]) -> None:
+def relink(directory: Path, name: str, data: dict[str, Any], *, end: int) -> None:
     """Put a checkpoint's segments back into the state directory.
 
     Args:
         directory: of the state.
         name: of the checkpoint.
         data: its snapshot.
+        end: number of the segment that is being written: one that is not there is of the log, from here on.
 
     Raises:
-        CheckpointError: another segment of that number is there: the checkpoint is of another state.
+        CheckpointError: its segments have the numbers of others, that are there or to come: it is of another state.
         OSError: the disk failed.
     """
     for number in sorted(kept_by(data).frames):
         mine, theirs = segment_path(directory, number), segment_path(_path(directory, name), number)
-        try:
+        if not (mine.samefile(theirs) if mine.exists() else number < end):
+            raise CheckpointError(
+                f"checkpoint {name!r} is of another state: {mine} is not its segment {number}. To load it, stop the"
+                " daemon, and start it with a run.state_dir that holds nothing but the folder with the checkpoints"
+            )
+        with suppress(FileExistsError):
             os.link(theirs, mine)
-        except FileExistsError:
-            if not mine.samefile(theirs):
-                raise CheckpointError(
-                    f"checkpoint {name!r} is of another state: {mine} is not its segment {number}; load it with an"
-                    " empty run.state_dir that holds its checkpoints alone"
-                ) from None
     _sync(directory)

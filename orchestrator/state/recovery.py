@@ -17,7 +17,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -31,11 +31,12 @@ from orchestrator.errors import (
     VersionWentBack,
 )
 from orchestrator.events import CheckpointLoaded, Event, SourceFacts, SourcesChanged, decode_event
-from orchestrator.held_groups import Place
 from orchestrator.ledger import Ledger, SourceSize
 from orchestrator.source_roster import SourceRoster
 
 from .checkpoints import checkpoint_checksum, read_checkpoint, relink, tidy_checkpoints, verify_checkpoint
+from .mapped import Segments
+from .origin import FIRST_SEGMENT, NOTHING, find_origin, first_number
 from .salvage import cut_off, drop_damaged, set_aside
 from .segments import (
     RECORD_PREFIX_BYTES,
@@ -52,9 +53,7 @@ from .segments import (
 )
 from .snapshots import Kept, kept_by, list_snapshots, list_unfinished, read_snapshot, snapshot_path
 
-__all__ = ["OpenCheckpoint", "Recovery", "Segments", "open_checkpoint", "recover"]
-
-FIRST_SEGMENT: Final = 1
+__all__ = ["OpenCheckpoint", "Recovery", "open_checkpoint", "recover"]
 
 
 @dataclass(slots=True)
@@ -81,38 +80,6 @@ class Recovery:
         return self.snapshot is None and self.records == 0
 
 
-class Segments:
-    """Segments by number, mapped once."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self._open: dict[int, Segment | CorruptState] = {}
-
-    def get(self, number: int) -> Segment:
-        """The segment of that number.
-
-        Raises:
-            CorruptState: it is missing or damaged.
-        """
-        found = self._open.get(number) or self._read(number)
-        self._open[number] = found
-        if isinstance(found, CorruptState):
-            raise found
-        return found
-
-    def _read(self, number: int) -> Segment | CorruptState:
-        try:
-            return Segment(self.directory, number)
-        except FileNotFoundError:
-            return CorruptState(f"log segment {number} is missing")
-        except CorruptState as error:
-            return error
-
-    def frame(self, place: Place) -> memoryview:
-        """The body at a place; raises ``CorruptState``."""
-        return self.get(place.segment).frame(place)
-
-
 def recover(
     directory: Path,
     sizes: dict[str, SourceSize],
@@ -137,10 +104,10 @@ def recover(
     """
     recovery = Recovery()
     try:
-        numbers = list_segments(directory)
-        recovery.next_segment = max(numbers, default=FIRST_SEGMENT - 1) + 1
-        segments = Segments(directory)
         tidy_checkpoints(directory)  # first: the log may say that one of them was loaded
+        numbers = list_segments(directory)
+        recovery.next_segment = max(numbers) + 1 if numbers else first_number(directory)
+        segments = Segments(directory)
         ledger, position = _start(directory, sizes, nonce, segments, recovery)
         _replay(ledger, segments, position, recovery)
         recovery.end = _end(directory, recovery.next_segment - 1)
@@ -193,13 +160,14 @@ def _start(
         break
     else:
         numbers = list_segments(directory)
-        if numbers and numbers[0] != FIRST_SEGMENT:
+        origin = find_origin(directory) if numbers else recovery.next_segment
+        if origin is None:
             detail = "; ".join(recovery.problems) or "no snapshot is there"
             raise CorruptState(
                 f"{directory}: the log begins at segment {numbers[0]} and no snapshot can be read ({detail});"
                 " restore the directory from a copy, or begin anew in another run.state_dir"
             )
-        ledger, position = Ledger(sizes, nonce=nonce), LogPosition(FIRST_SEGMENT, SEGMENT_HEADER_BYTES)
+        ledger, position = Ledger(sizes, nonce=nonce), LogPosition(origin, SEGMENT_HEADER_BYTES)
     for number in damaged:
         set_aside(snapshot_path(directory, number))
     return ledger, position
@@ -266,10 +234,12 @@ def _replay_segment(
 
 
 def _end(directory: Path, number: int) -> LogPosition | None:
-    """Where the log ends if ``number`` is its last segment."""
+    """Where the log ends if ``number`` is its last segment; ``None`` if its first one is to be ``FIRST_SEGMENT``."""
     if number < FIRST_SEGMENT:
         return None
-    size = segment_path(directory, number).stat().st_size
+    if not (path := segment_path(directory, number)).exists():
+        return NOTHING
+    size = path.stat().st_size
     return LogPosition(number, size if size >= SEGMENT_HEADER_BYTES else 0)
 
 
@@ -316,8 +286,14 @@ class OpenCheckpoint(NamedTuple):
     segments: Segments
 
 
-def open_checkpoint(directory: Path, name: str, sizes: dict[str, SourceSize]) -> OpenCheckpoint:
+def open_checkpoint(directory: Path, name: str, sizes: dict[str, SourceSize], *, end: int) -> OpenCheckpoint:
     """Check a checkpoint wholly, and put its segments beside those of the log. Blocks.
+
+    Args:
+        directory: of the state.
+        name: of the checkpoint.
+        sizes: the sources of the state.
+        end: number of the segment that is being written.
 
     Raises:
         CheckpointError: there is none of that name, it is damaged, or of another state.
@@ -330,7 +306,7 @@ def open_checkpoint(directory: Path, name: str, sizes: dict[str, SourceSize]) ->
         _check_sources(directory, theirs, sizes)
         if problems := verify_checkpoint(directory, name):
             raise CheckpointError(f"checkpoint {name!r} is damaged: {'; '.join(problems[:3])}")
-        relink(directory, name, data)
+        relink(directory, name, data, end=end)
         return OpenCheckpoint(data, checkpoint_checksum(directory, name), Segments(directory))
     except StateError:
         raise

@@ -343,7 +343,8 @@ class StateStore:
 
     async def _open_checkpoint(self, name: str) -> OpenCheckpoint:
         sizes = {source: SourceSize(state.rows, state.epochs) for source, state in self.ledger.sources.items()}
-        return await anyio.to_thread.run_sync(open_checkpoint, self.directory, name, sizes)
+        look = partial(open_checkpoint, self.directory, name, sizes, end=self._writer.end.segment)
+        return await anyio.to_thread.run_sync(look)
 
     async def load_checkpoint(self, name: str) -> None:
         """Go back to a checkpoint: nothing of what the daemon holds is left. Nobody may record anything meanwhile.
