@@ -23,7 +23,16 @@ ENGINE_STYLES: Final = {"up": "green", "trial": "yellow", "updating": "yellow", 
 EVENT_STYLES: Final = {"warning": "yellow", "error": "red", "critical": "bold red"}
 
 HEADLINE_LINES: Final = 4
-FIELDS: Final = {"group_count": 1, "raw_reward/mean": 3, "response_len/mean": 7}
+SOURCE_COLUMNS: Final = 57
+"""Characters of a source's line between its name and its tokens or its rewards."""
+TOKENS_COLUMN: Final = 7
+FIELDS: Final = {
+    "group_count": 1,
+    "raw_reward/mean": 3,
+    "response_len/mean": 7,
+    "staleness/mean": 10,
+    "staleness/max": 11,
+}
 """Where a point of the history has them; see ``orchestrator.status.history.FIELDS``, which a test compares."""
 
 
@@ -48,7 +57,12 @@ def render_screen(
         height: lines, 8 at least.
         tokens_per_s: over all engines, if it is known.
     """
-    head = [_run_line(status), *_headline(status, width), _work_line(status, tokens_per_s), _wait_line(status, width)]
+    head = [
+        _run_line(status, width),
+        *_headline(status, width),
+        _work_line(status, tokens_per_s),
+        _wait_line(status, width),
+    ]
     room = max(0, height - len(head))
     sources, engines = _sources(status, width), _engines(status, width)
     # Sources first, then engines; a few lines of events are worth more than the tenth engine.
@@ -67,16 +81,16 @@ def _cut(lines: list[Text], count: int) -> list[Text]:
     return [*lines[: max(0, count - 1)], Text(f"… and {len(lines) - count + 1} more", style="dim")][:count]
 
 
-def _run_line(status: Mapping[str, Any]) -> Text:
+def _run_line(status: Mapping[str, Any], width: int) -> Text:
     run = status["run"]
     end = f" of {run['num_rollout']}" if run["num_rollout"] else ""
-    line = Text(run["name"], style="bold", no_wrap=True)
     minutes, seconds = divmod(int(run["uptime_s"]), 60)
     up = f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {seconds} s"
-    line.append(
-        f"  step {status['step']}{end} · version {status['policy_version']} · up {up} · pid {run['pid']} · q: quit",
-        style="not bold",
-    )
+    parts = [f"step {status['step']}{end}", f"version {status['policy_version']}", f"up {up}", "q: quit"]
+    if len(run["name"]) + len(" · ".join(parts)) + len(f" · pid {run['pid']}") + 2 <= width:
+        parts.insert(3, f"pid {run['pid']}")
+    line = Text(run["name"], style="bold", no_wrap=True)
+    line.append("  " + " · ".join(parts), style="not bold")
     return line
 
 
@@ -109,8 +123,19 @@ def _wait_line(status: Mapping[str, Any], width: int) -> Text:
     waits = [point["wait_s"] for point in status["history"]]
     if not waits:
         return Text("no batch has formed yet", style="dim", no_wrap=True)
-    text = f"trainer waited {waits[-1] or 0.0:.1f} s for the last batch "
+    text = f"last batch: trainer waited {waits[-1] or 0.0:.1f} s, staleness {_staleness(status)} "
     return Text(text + sparkline(waits, width - len(text)), no_wrap=True)
+
+
+def _staleness(status: Mapping[str, Any]) -> str:
+    """Mean and oldest of the newest batch, in policy versions, over all sources."""
+    numbers = status["history"][-1]["sources"].values()
+    ages = [(n[FIELDS["group_count"]], n[FIELDS["staleness/mean"]], n[FIELDS["staleness/max"]]) for n in numbers]
+    known = [(groups, mean, most) for groups, mean, most in ages if groups and mean is not None and most is not None]
+    if not known:
+        return "–"
+    mean = sum(groups * mean for groups, mean, _ in known) / sum(groups for groups, _, _ in known)
+    return f"{mean:.1f} (max {max(most for _, _, most in known):.0f})"
 
 
 def _history(status: Mapping[str, Any], source: str, field: str) -> list[float | None]:
@@ -126,8 +151,8 @@ def _history(status: Mapping[str, Any], source: str, field: str) -> list[float |
 def _sources(status: Mapping[str, Any], width: int) -> list[Text]:
     longest = max((len(name) for name in status["sources"]), default=0)
     name_width = max(6, min(longest, width - 64, 24))
-    spark = max(6, min(40, width - name_width - 58))
-    has_lengths = width >= name_width + 58 + spark + 8
+    has_lengths = width >= name_width + SOURCE_COLUMNS + TOKENS_COLUMN
+    spark = max(6, min(40, width - name_width - SOURCE_COLUMNS - (TOKENS_COLUMN if has_lengths else 0)))
     head = f"{'source':<{name_width}}  share next ready  fly plan bound   handed  drop reward"
     lines = [Text(head + (" tokens" if has_lengths else ""), style="dim underline", no_wrap=True)]
     plan = status["plan"][0] if status["plan"] else None
