@@ -14,8 +14,9 @@ debian_packages=(
     prometheus            # promtool, which checks /metrics and the alert rules
     chromium              # the live page in a real browser; nearly all of the size and the time
 )
-apt_load_deadline_s=240   # for lists and packages, 160 MB in all: a slow mirror must not eat the time of the tests
-apt_unpack_deadline_s=180 # 30 s on two busy cores; generous, for what is interrupted here has to be mended by hand
+apt_lists_deadline_s=45
+apt_load_deadline_s=120   # for 160 MB: a slow mirror must not eat the time of the tests
+apt_unpack_deadline_s=120 # 30 s on two busy cores; generous, for what is interrupted here has to be mended by hand
 
 _missing_debian_packages() {
     local package
@@ -29,7 +30,7 @@ _load_and_unpack() { # PACKAGE…
     local -x DEBIAN_FRONTEND=noninteractive
     local apt=(apt-get -qq -o Acquire::Retries=1 -o Acquire::http::Timeout=20 -o DPkg::Lock::Timeout=60)
     local install=("${apt[@]}" install --yes --no-install-recommends)
-    timeout --kill-after=10 "$apt_load_deadline_s" "${apt[@]}" update || return
+    timeout --kill-after=10 "$apt_lists_deadline_s" "${apt[@]}" update || return
     timeout --kill-after=10 "$apt_load_deadline_s" "${install[@]}" --download-only "$@" || return
     timeout --kill-after=10 "$apt_unpack_deadline_s" "${install[@]}" --no-download "$@"
 }
