@@ -16,7 +16,7 @@ from . import __version__
 from .archive import Archiver
 from .broadcast import Broadcast
 from .checkpoint_control import CheckpointControl
-from .config import Config
+from .config import Config, sink_options
 from .consumer import Connection, ConsumerServer, ConsumerService, LeaseDesk
 from .control import Control
 from .engine_assembly import assemble_engines
@@ -30,6 +30,7 @@ from .prompts import PromptSource
 from .reload import Reloader
 from .reporter import Reporter, StepLog
 from .running_config import RunningConfig
+from .sinks import SinkFeed, build_feeds
 from .source_lines import SourceLine, SourceLines
 from .starvation import Starvation
 from .state import StateStore
@@ -58,6 +59,7 @@ class Parts:
     reporter: Reporter
     history: StepHistory
     archiver: Archiver | None
+    feeds: list[SinkFeed]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,8 +112,8 @@ def assemble(
     """
     base = _Base(config=config, store=store, changed=changed, replan=replan, logs=logs, directory=directory)
     caps = RewardCaps(base.names, config.data_source_reward_caps, directory=directory)
-    waits, history = Waits(), StepHistory()
-    mixer = _mixer(base, caps, waits, history)
+    waits, history, feeds = Waits(), StepHistory(), _feeds(base)
+    mixer = _mixer(base, caps, waits, history, feeds)
     pool, engines = assemble_engines(
         config,
         ledger=store.ledger,
@@ -173,6 +175,7 @@ def assemble(
         logs=logs,
         connections=connections,
         archiver=archiver,
+        feeds=feeds,
     )
     running = RunningConfig(
         config,
@@ -230,10 +233,11 @@ def assemble(
         reporter=reporter,
         history=history,
         archiver=archiver,
+        feeds=feeds,
     )
 
 
-def _mixer(base: _Base, caps: RewardCaps, waits: Waits, history: StepHistory) -> Mixer:
+def _mixer(base: _Base, caps: RewardCaps, waits: Waits, history: StepHistory, feeds: list[SinkFeed]) -> Mixer:
     config, ledger = base.config, base.store.ledger
     weights = [parse_weight(weight, directory=base.directory) for weight in config.data_source_weights]
     table = WeightTable(base.names, weights, ledger.statistics)
@@ -244,6 +248,7 @@ def _mixer(base: _Base, caps: RewardCaps, waits: Waits, history: StepHistory) ->
         caps=caps,
         waits=waits,
         history=history,
+        feeds=feeds,
         logs=base.logs,
         log=base.logs.logger("mixer"),
     )
@@ -258,6 +263,17 @@ def _mixer(base: _Base, caps: RewardCaps, waits: Waits, history: StepHistory) ->
         outstanding_bound=config.outstanding_bound,
         buffer_bounds={source.name: (source.buffer.groups, source.buffer.bytes) for source in config.data_sources},
         on_formed=lines.batch_formed,
+    )
+
+
+def _feeds(base: _Base) -> list[SinkFeed]:
+    metrics = base.config.metrics
+    return build_feeds(
+        [sink_options(sink) for sink in metrics.sinks],
+        run=base.config.run.name,
+        state_dir=base.config.run.state_dir,
+        log=base.logs.logger("metrics"),
+        file=(metrics.max_bytes, metrics.keep) if metrics.jsonl else None,
     )
 
 

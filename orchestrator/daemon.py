@@ -31,10 +31,11 @@ from .logs import LogHandle
 from .mixer import Finished
 from .prompts import PromptSource, open_prompts
 from .reload import Reloader
+from .sinks import read_steps
 from .source_lines import SourceLine
 from .source_roster import SourceRoster
 from .state import StateLock, StateStore
-from .status import StatusServer
+from .status import MAX_POINTS, StatusServer, step_point
 from .tokenizer import PromptTokenizer
 
 __all__ = ["Daemon"]
@@ -44,6 +45,9 @@ STOP_DEADLINE_S: Final = 30.0
 
 LAST_SNAPSHOT_DEADLINE_S: Final = 20.0
 """Within which the log is flushed and the last snapshot written."""
+
+SINKS_DEADLINE_S: Final = 10.0
+"""At the end, for the sinks of the metrics: some packages take seconds to end a run."""
 
 ARCHIVE_DEADLINE_S: Final = 5.0
 """At the end, for the archive; what it does not get within it waits in the state for the next start."""
@@ -99,12 +103,20 @@ class Daemon:
                     tokenizer=tokenizer,
                     probe_tokens=None if tokenizer is None else await tokenizer.tokenize(PROBE_TEXT),
                 )
+                await self._refill(parts, store.ledger.step)
                 gc.collect()
                 gc.freeze()  # what was read back lives long: looking through it would hold the loop up
                 stack.push_async_callback(self._close_lines, parts.lines)
                 self._report_recovery(store)
                 await self._supervise(parts, store, changed)
             self._log.info(f"stopped at step {store.ledger.step}; the next start goes on from there", action="stopped")
+
+    async def _refill(self, parts: Parts, step: int) -> None:
+        """The page goes on with the curves of before the restart."""
+        if self._config.metrics.jsonl:
+            rows = await anyio.to_thread.run_sync(read_steps, self._config.run.state_dir, MAX_POINTS)
+            points = (step_point(row["step"], row["policy_version"], row["time"], row["metrics"]) for row in rows)
+            parts.history.refill(points, below=step)
 
     async def _close_lines(self, lines: dict[str, SourceLine]) -> None:
         for line in lines.values():
@@ -188,6 +200,8 @@ class Daemon:
             await tasks.start(parts.pool.run)
             await tasks.start(parts.production.run)
             await self._start_archive(parts, store, tasks)
+            for feed in parts.feeds:
+                await tasks.start(feed.run)
             tasks.start_soon(self._end_when_finished, parts, store, changed)
             self._log.info(
                 f"ready: {len(parts.lines)} sources, step {store.ledger.step}, socket {self._config.consumer.socket}",
@@ -197,10 +211,18 @@ class Daemon:
             self._log.info("stopping: what is in flight is parked")
             with anyio.move_on_after(STOP_DEADLINE_S):
                 await parts.production.stop()
+            await self._flush(parts)
+            tasks.cancel_scope.cancel()
+
+    async def _flush(self, parts: Parts) -> None:
+        """Bring what is left to the archive and to the sinks, side by side."""
+        async with anyio.create_task_group() as tasks:
+            for feed in parts.feeds:
+                tasks.start_soon(feed.close)
             if parts.archiver is not None:
                 with anyio.move_on_after(ARCHIVE_DEADLINE_S):
                     await parts.archiver.flush()
-            tasks.cancel_scope.cancel()
+            tasks.cancel_scope.deadline = anyio.current_time() + SINKS_DEADLINE_S
 
     async def _start_archive(self, parts: Parts, store: StateStore, tasks: TaskGroup) -> None:
         if parts.archiver is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
@@ -26,6 +26,7 @@ from .filters import RewardCaps
 from .leases import LeasedBatch
 from .logs import LogHandle
 from .mixer import Mixer, Shortage
+from .sinks import SinkFeed, StepFigures
 from .source_lines import SourceLine
 from .starvation import Starvation
 from .state import StateStore
@@ -48,6 +49,7 @@ class StepLog:
         caps: the reward caps, for the same.
         waits: how long the trainer waited.
         history: takes the figures of every step.
+        feeds: take them too.
         logs: where lines go.
         log: for warnings.
     """
@@ -60,6 +62,7 @@ class StepLog:
         caps: RewardCaps,
         waits: Waits,
         history: StepHistory,
+        feeds: Sequence[SinkFeed],
         logs: LogHandle,
         log: FilteringBoundLogger,
     ) -> None:
@@ -68,6 +71,7 @@ class StepLog:
         self._caps = caps
         self._waits = waits
         self._history = history
+        self._feeds = feeds
         self._logs = logs
         self._log = log
 
@@ -80,7 +84,10 @@ class StepLog:
             self._log.info(f"the batch of step {batch.step} is there after {waited_s:.0f} s", action="batch_there")
         report = self._metrics.report(batch, trainer_wait_s=waited_s)
         self._logs.step(report)
-        self._history.add(step_point(batch.step, batch.policy_version, time.time(), report.slashed()))
+        figures = StepFigures(batch.step, batch.policy_version, time.time(), report.slashed())
+        self._history.add(step_point(*figures))
+        for feed in self._feeds:
+            feed.offer(figures)
 
 
 class Reporter:
@@ -103,6 +110,7 @@ class Reporter:
         logs: LogHandle,
         connections: Mapping[int, Connection],
         archiver: Archiver | None,
+        feeds: Sequence[SinkFeed],
     ) -> None:
         self._config = config
         self._store = store
@@ -118,6 +126,7 @@ class Reporter:
         self._logs = logs
         self._connections = connections
         self._archiver = archiver
+        self._feeds = feeds
         self._started = time.monotonic()
 
     def reconfigure(self, config: Config) -> None:
@@ -191,6 +200,7 @@ class Reporter:
             connections=[{"pid": c.holder.pid, "client": c.client} for c in self._connections.values()],
             state=asdict(self._store.statistics()),
             archive=None if self._archiver is None else asdict(self._archiver.statistics()),
+            sinks=[asdict(feed.statistics()) for feed in self._feeds],
             problems=self._store.recovery.problems,
             events=self._logs.recent.last(EVENTS),
             history=self._history.last(history),

@@ -8,6 +8,7 @@ from .differences import Difference, differences, with_fixed
 from .document import Config, sampling_header, sampling_params
 from .engines import EmbeddedEngine, EngineSpec, LlamaCppEngine, OpenAIEngine, ScriptedEngine, SGLangEngine
 from .load import LoadedConfig, load_config, read_config
+from .metrics import sink_options
 from .run_time import (
     adapter_options,
     engine_as_json,
@@ -48,6 +49,7 @@ __all__ = [
     "reward_options",
     "sampling_header",
     "sampling_params",
+    "sink_options",
     "source_as_json",
     "with_fixed",
     "with_source",

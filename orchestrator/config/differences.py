@@ -28,6 +28,7 @@ FIXED: Final = frozenset(
         "consumer",
         "status",
         "logging",
+        "metrics",
     }
 )
 """Keys, and sections, that a daemon reads when it starts: paths that it holds, and what its engines are built with."""

@@ -29,6 +29,7 @@ from .fields import (
     problem,
     subsection,
 )
+from .metrics import Metrics
 from .sections import (
     Archive,
     Consumer,
@@ -112,6 +113,7 @@ class Common(Section):
     consumer: Consumer = subsection("Where the trainer takes its batches.")
     status: Status = subsection("The page for people, health and metrics.")
     logging: Logging = subsection("Where log lines go.")
+    metrics: Metrics = subsection("Where the figures of each step go beside the log.")
 
 
 class Config(Common):

@@ -19,6 +19,7 @@ from orchestrator.rewards import BUILT_IN_REWARDS
 from .document import Config
 from .engines import EmbeddedEngine, OpenAIEngine, ScriptedEngine, gives_truncated, logprobs_of
 from .findings import Finding
+from .metrics import missing_package
 
 __all__ = ["MAX_SOCKET_PATH_BYTES", "find_contradictions"]
 
@@ -236,6 +237,12 @@ def _archive_can_be_written(config: Config) -> Iterator[Finding]:
         yield Finding(("archive", "path"), f"{wrong} is a file, a directory is expected there", "another path")
 
 
+def _sinks_are_installed(config: Config) -> Iterator[Finding]:
+    for position, sink in enumerate(config.metrics.sinks):
+        if (missing := missing_package(sink)) is not None:
+            yield Finding(("metrics", "sinks", position), *missing)
+
+
 def _file_above(path: Path) -> Path | None:
     """The first of the directories above that is something else."""
     return next((parent for parent in path.parents if parent.exists() and not parent.is_dir()), None)
@@ -263,4 +270,5 @@ PROOFS: Final[tuple[Callable[[Config], Iterator[Finding]], ...]] = (
     _state_dir_is_a_directory,
     _log_file_is_its_own,
     _archive_can_be_written,
+    _sinks_are_installed,
 )

@@ -1,12 +1,13 @@
 """What the daemon says of itself: status, the cause of a late batch, the metrics of each step."""
 
 from .cause import Facts, explain
-from .history import StepHistory, step_point
+from .history import MAX_POINTS, StepHistory, step_point
 from .http import StatusServer
 from .report import RunFacts, build_status
 from .step_metrics import StepMetrics, StepReport
 
 __all__ = [
+    "MAX_POINTS",
     "Facts",
     "RunFacts",
     "StatusServer",

@@ -33,8 +33,8 @@ class RunFacts:
 
     ``cause``: why no batch is formed, ``None`` where one can be; ``held`` maps leases to the pid that holds them and
     for how many seconds; ``connections`` lists clients; ``state`` are the counts of the state store,
-    ``archive`` those of the archive (``None``: there is none); ``problems`` is
-    what the restart found damaged; ``events`` are the last log lines, ``history`` the last steps' figures
+    ``archive`` those of the archive (``None``: there is none), ``sinks`` those of what takes the metrics; ``problems``
+    is what the restart found damaged; ``events`` are the last log lines, ``history`` the last steps' figures
     (:func:`~orchestrator.status.history.step_point`).
     """
 
@@ -53,6 +53,7 @@ class RunFacts:
     connections: Sequence[Mapping[str, Any]]
     state: Mapping[str, Any]
     archive: Mapping[str, Any] | None
+    sinks: Sequence[Mapping[str, Any]]
     problems: Sequence[str]
     events: Sequence[Mapping[str, Any]]
     history: Sequence[Mapping[str, Any]]
@@ -81,6 +82,7 @@ def build_status(facts: RunFacts) -> dict[str, Any]:
         "connections": list(facts.connections),
         "state": dict(facts.state),
         "archive": facts.archive,
+        "sinks": list(facts.sinks),
         "problems": list(facts.problems),
         "events": list(facts.events),
         "history": list(facts.history),

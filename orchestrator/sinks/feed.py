@@ -1,0 +1,213 @@
+"""One sink's queue, and the task that empties it.
+
+Invariants:
+
+* :meth:`SinkFeed.offer` never waits: at most ``MAX_QUEUED`` steps are kept, the oldest goes when another comes.
+* A sink that fails, or has no answer within its deadline, is tried again, less and less often, with the steps that it
+  has not taken; each fault is said once in the log, and is in :meth:`SinkFeed.statistics` for as long as it lasts.
+* Steps that are lost are counted. Nothing that a sink does ends the feed, and the feed ends nothing else.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple, Protocol
+
+import anyio
+from anyio.abc import TaskStatus
+from structlog.typing import FilteringBoundLogger
+
+from orchestrator.errors import OrchestratorError
+
+__all__ = ["MAX_QUEUED", "SinkFailed", "SinkFeed", "SinkStatistics", "StepFigures", "StepSink"]
+
+MAX_QUEUED: Final = 2048
+"""Steps that wait for a sink that is away: days of a slow run, and some 50 MB at 100 sources."""
+
+BATCH_STEPS: Final = 32
+"""Steps that are given to a sink in one call: what has waited is caught up with soon, within the call's deadline."""
+
+FIRST_RETRY_S: Final = 1.0
+LONGEST_RETRY_S: Final = 60.0
+"""Between tries of a sink that fails; the first start of some packages takes seconds of a core."""
+
+
+class SinkFailed(OrchestratorError, RuntimeError):
+    """A sink did not take its steps; the message says why, and what to do."""
+
+    code = "sink_failed"
+
+
+class StepFigures(NamedTuple):
+    """The figures of one step: ``time_s`` is when its batch formed, in seconds since 1970; ``metrics`` are slashed."""
+
+    step: int
+    policy_version: int
+    time_s: float
+    metrics: Mapping[str, float]
+
+
+class StepSink(Protocol):
+    """What brings steps somewhere."""
+
+    async def write(self, steps: Sequence[StepFigures]) -> None:
+        """Take the steps, within a deadline of its own.
+
+        Raises:
+            SinkFailed: it did not, or not all; it will be given them again.
+        """
+        ...
+
+    async def finish(self) -> None:
+        """There are no more; the caller sets a deadline. Raises ``SinkFailed``."""
+        ...
+
+    async def aclose(self) -> None:
+        """Let go of everything, at once."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class SinkStatistics:
+    """How a sink stands.
+
+    ``written`` and ``lost`` steps, and ``failures`` (calls), count since the start; ``queued`` steps wait; ``where`` is
+    what it writes to; ``fault`` says what is wrong, ``None`` if nothing is.
+    """
+
+    name: str
+    where: str
+    written: int
+    queued: int
+    lost: int
+    failures: int
+    newest_step: int | None
+    fault: str | None
+
+
+class SinkFeed:
+    """See the module's invariants.
+
+    Args:
+        name: of the sink, in the status and the log.
+        where: what it writes to, for people.
+        sink: takes the steps.
+        log: for what happened.
+        max_queued: see :data:`MAX_QUEUED`.
+    """
+
+    def __init__(
+        self, name: str, where: str, sink: StepSink, *, log: FilteringBoundLogger, max_queued: int = MAX_QUEUED
+    ) -> None:
+        self.name = name
+        self._where = where
+        self._sink = sink
+        self._log = log
+        self._queue: deque[StepFigures] = deque()
+        self._max_queued = max_queued
+        self._news = anyio.Event()
+        self._closing = anyio.Event()
+        self._ended = anyio.Event()
+        self._written = self._lost = self._failures = 0
+        self._newest: int | None = None
+        self._fault: str | None = None
+        self._pause_s = FIRST_RETRY_S
+
+    def offer(self, figures: StepFigures) -> None:
+        """One more step; returns at once."""
+        if len(self._queue) >= self._max_queued:
+            self._queue.popleft()
+            self._lost += 1
+        self._queue.append(figures)
+        self._news.set()
+
+    def statistics(self) -> SinkStatistics:
+        """Counts of now."""
+        return SinkStatistics(
+            name=self.name,
+            where=self._where,
+            written=self._written,
+            queued=len(self._queue),
+            lost=self._lost,
+            failures=self._failures,
+            newest_step=self._newest,
+            fault=self._fault,
+        )
+
+    async def run(self, *, task_status: TaskStatus[None]) -> None:
+        """Bring steps to the sink until :meth:`close` or cancelled."""
+        task_status.started()
+        try:
+            await self._bring()
+            await self._finish()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._sink.aclose()
+            self._ended.set()
+
+    async def _bring(self) -> None:
+        while True:
+            self._news = anyio.Event()
+            if self._queue:
+                if not await self._turn() and self._closing.is_set():
+                    return
+            elif self._closing.is_set():
+                return
+            else:
+                await self._news.wait()
+
+    async def close(self) -> None:
+        """Bring what is queued to the sink, once, and end it; the caller sets a deadline."""
+        self._closing.set()
+        self._news.set()
+        await self._ended.wait()
+
+    async def _turn(self) -> bool:
+        """Give the sink what has come, and on a failure wait until the next try; whether it took it."""
+        steps = list(itertools.islice(self._queue, BATCH_STEPS))
+        try:
+            await self._sink.write(steps)
+        except SinkFailed as error:
+            self._note(error)
+            with anyio.move_on_after(self._pause_s):
+                await self._closing.wait()
+            self._pause_s = min(2 * self._pause_s, LONGEST_RETRY_S)
+            return False
+        self._took(steps)
+        return True
+
+    def _took(self, steps: Sequence[StepFigures]) -> None:
+        if self._fault is not None:
+            self._log.info(f"{self.name} takes the metrics again", sink=self.name)
+            self._fault, self._pause_s = None, FIRST_RETRY_S
+        self._written += len(steps)
+        self._newest = steps[-1].step
+        for step in steps:
+            if self._queue and self._queue[0] is step:  # it may have gone for one that came meanwhile
+                self._queue.popleft()
+
+    def _note(self, error: SinkFailed) -> None:
+        self._failures += 1
+        if error.message != self._fault:
+            self._fault = error.message
+            self._log.warning(f"{self.name} does not take the metrics: {error}; it is tried again", sink=self.name)
+
+    async def _finish(self) -> None:
+        if self._queue:
+            self._lost += len(self._queue)
+            self._log.warning(f"{len(self._queue)} steps were not taken by {self.name}: {self._fault}", sink=self.name)
+        try:
+            await self._sink.finish()
+        except SinkFailed as error:
+            self._log.warning(f"{self.name} was not ended well: {error}", sink=self.name)
+
+
+def as_json(steps: Sequence[StepFigures]) -> list[dict[str, Any]]:
+    """The steps as JSON has them."""
+    return [
+        {"step": s.step, "policy_version": s.policy_version, "time": s.time_s, "metrics": dict(s.metrics)}
+        for s in steps
+    ]
