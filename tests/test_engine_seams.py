@@ -61,6 +61,35 @@ async def test_a_stop_text_across_the_end_of_a_chunk_ends_the_response(chunk: in
     assert sample.text == text[: text.index(text[7:12])]
 
 
+class AtOnce(ScriptedEngine):
+    """Hands over token by token without a pause between, as a stream does whose events came together."""
+
+    async def generate(self, request: GenerationRequest, sink: TokenSink) -> GenerationEnd:
+        held: list[tuple[Sequence[int], Sequence[float] | None, str]] = []
+        rest = replace(request, sampling=replace(request.sampling, stop=()))
+        end = await super().generate(rest, lambda *what: held.append(what))
+        for what in held:
+            sink(*what)
+        return end
+
+
+@pytest.mark.parametrize("chunk", [9, 10, 11])
+async def test_nothing_that_came_together_with_a_stop_text_follows_it(chunk: int) -> None:
+    """The stop text began in the request before, so that the engine does not see it and goes on."""
+    whole = engine()
+    text = bytes(whole.expected_response(PROMPT, SamplingParams(max_new_tokens=60), 0)[0]).decode()
+    sampling = SamplingParams(max_new_tokens=60, stop=(text[7:12],))
+    expected, _ = whole.expected_response(PROMPT, sampling, 0)
+    async with running_pool(engine(AtOnce), chunk_tokens=chunk) as pool:
+        sample = Sample(index=0)
+        await pool.generate(sample, PROMPT, sampling)
+        assert pool.statistics()[0].completed == 2
+    assert list(sample.tokens) == expected
+    assert sample.logprobs is not None
+    assert len(sample.logprobs) == sum(count for _, count in sample.versions) == len(expected)
+    assert (sample.finish_reason, sample.text) == ("stop", text[: text.index(text[7:12])])
+
+
 async def test_a_sample_that_was_cut_just_after_its_stop_text_is_finished() -> None:
     sampling = SamplingParams(max_new_tokens=60, stop=("END",))
     sample = Sample(index=0)

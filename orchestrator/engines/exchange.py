@@ -5,7 +5,8 @@ Invariants:
 * No token within ``stall_s``, or no end within ``request_timeout_s``, ends a request.
 * Tokens count under the policy version that the engine is known to hold when they arrive; where that is not known,
   under the version in force.
-* A stop text that began before this request is seen in it.
+* A stop text that began before this request is seen in it, and ends it: what came together with it is not part of the
+  response any more, whatever the engine, which did not see it, says of how its request ended.
 """
 
 from __future__ import annotations
@@ -79,6 +80,8 @@ async def exchange(
     flight = flights.begin(member, timeout_s=settings.request_timeout_s, stall_s=settings.stall_s, may_move=may_move)
 
     def sink(tokens: Sequence[int], logprobs: Sequence[float] | None, text: str) -> None:
+        if flight.is_stopped:  # an adapter may hand over several events before it notices
+            return
         held = member.held.version
         is_over = answer.add(tokens, logprobs, text, settings.policy_version() if held is None else held)
         member.tokens += len(tokens)
@@ -89,7 +92,9 @@ async def exchange(
 
     try:
         with flight.scope:
-            return await member.engine.generate(request, sink)
+            end = await member.engine.generate(request, sink)
+            if not flight.is_stopped:
+                return end
     finally:
         flights.end(flight)
     if flight.is_stopped:
