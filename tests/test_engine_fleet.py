@@ -56,6 +56,7 @@ class Stamped(ScriptedEngine):
         self.update_s = 1.0
         self.update_error: type[EngineError] | None = None
         self.updates: list[WeightUpdate] = []
+        self.is_loading = False
         self.is_away = False
         self.fails = False
         self.is_free = anyio.Event()
@@ -90,11 +91,13 @@ class Stamped(ScriptedEngine):
     async def update_weights(self, update: WeightUpdate) -> None:
         self.updates.append(update)
         assert update.keeps_requests or self.now == 0, "the pool has made it quiet"
-        self.is_free = anyio.Event()
+        assert not self.is_loading, "one after the other"
+        self.is_free, self.is_loading = anyio.Event(), True
         try:
             await anyio.sleep(self.update_s)
         finally:
             self.is_free.set()
+            self.is_loading = False
         if self.is_away:
             raise EngineUnavailable(self.name, "away")
         if self.update_error is not None:
@@ -395,6 +398,26 @@ async def test_an_engine_that_comes_back_is_given_the_version_in_force() -> None
             await load.until(1)
         await load.until(50)
         assert two.version == 4
+
+
+@pytest.mark.parametrize("mode", ["abort", "finish", "keep"])
+async def test_an_update_waits_for_an_engine_that_is_just_given_the_version_before(mode: str) -> None:
+    one, two = Stamped("one"), Stamped("two")
+    versions = Versions()
+    async with loaded(one, two, policy_version=versions) as load:
+        await load.until(10)
+        assert await update(load, versions, 1) == {"one": None, "two": None}
+        two.process, two.version, two.update_s = "2", 0, 30.0
+        while len(two.updates) < 2:
+            await load.until(1)
+        assert (two.is_loading, two.updates[-1].version) == (True, 1)
+        two.update_s, done = 1.0, len(load.done)
+        assert await update(load, versions, 2, mode) == {"one": None, "two": None}
+        assert [one.version, two.version, versions.current] == [2, 2, 2]
+        await load.until(50)
+        assert set(states(load.pool).values()) == {"up"}
+        assert len(two.updates) == 3
+    assert_stamped(load.done[done:])
 
 
 async def test_where_no_engine_took_them_all_go_on_as_before() -> None:

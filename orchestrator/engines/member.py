@@ -48,8 +48,9 @@ class Member:
     """One engine of the pool.
 
     ``required`` is the policy version that it has to hold to be given work; ``None``: none was ever set.
-    ``is_draining`` and ``is_updating`` keep new requests away. ``scope`` ends its life; ``woken`` wakes
-    whoever watches it, and ``is_probe_due`` says that it is to be probed now.
+    ``is_draining`` and ``is_updating`` keep new requests away; ``updates`` counts those who want to change its
+    parameters, one of whom has its ``turn``. ``scope`` ends its life; ``woken`` wakes whoever watches it, and
+    ``is_probe_due`` says that it is to be probed now.
     """
 
     engine: Engine
@@ -59,7 +60,8 @@ class Member:
     info: EngineInfo | None = None
     required: int | None = None
     is_draining: bool = False
-    is_updating: bool = False
+    updates: int = 0
+    turn: anyio.Lock = field(default_factory=anyio.Lock)
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     woken: anyio.Event = field(default_factory=anyio.Event)
     is_probe_due: bool = True
@@ -75,6 +77,11 @@ class Member:
     def name(self) -> str:
         """Of the engine."""
         return self.engine.name
+
+    @property
+    def is_updating(self) -> bool:
+        """Whether its parameters are being changed, or are about to be."""
+        return self.updates > 0
 
     @property
     def state(self) -> str:

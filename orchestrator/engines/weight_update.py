@@ -7,7 +7,9 @@ Invariants:
 * The report is honest: an engine that refused keeps what it held; one that failed half way holds nobody knows what, and
   gets no work until that is known.
 * An engine that comes (back) without the version in force is given it, where its path is known.
-* One dance at a time; the caller sees to that.
+* One :meth:`WeightUpdates.update` at a time, the caller sees to that; and one load at a time at each engine: an update
+  waits for an engine that is just given the version before, within its own deadline, and the engine gets no work
+  between the two.
 """
 
 from __future__ import annotations
@@ -147,7 +149,7 @@ class WeightUpdates:
 
     async def catch_up(self, member: Member) -> None:
         """Give an engine the version in force, if its path is known and the engine did not refuse it."""
-        if self._in_force is None or member in self._refused or member.is_draining:
+        if self._in_force is None or member in self._refused or member.is_draining or member.is_updating:
             return
         report = await self._one(member, self._in_force, "finish", CATCH_UP_DEADLINE_S, lambda: None)
         if report.updated:
@@ -164,20 +166,22 @@ class WeightUpdates:
         if not member.health.is_reachable:
             why = f"it is down ({member.health.last_error or 'it has not answered yet'})"
             return EngineUpdate(member.name, updated=False, aborted=0, seconds=0.0, error=why)
-        member.is_updating = True
+        member.updates += 1
         aborted = self._flights.interrupt(member) if mode == "abort" else 0
         error = None
         try:
             with anyio.move_on_after(timeout_s) as deadline:
-                await self._make_quiet(member, mode)
-                error = await self._load(member, update, keeps_requests=mode == "keep")
+                async with member.turn:
+                    await self._make_quiet(member, mode)
+                    error = await self._load(member, update, keeps_requests=mode == "keep")
+                    if error is None:
+                        member.held.told(update.version)
             if deadline.cancelled_caught:
                 error = f"it did not finish within {timeout_s:g} s"
             if error is None:
-                member.held.told(update.version)
                 updated()
         finally:
-            member.is_updating = False
+            member.updates -= 1
             self._flights.restart_clocks(member)
             self._held(member)
             member.probe_soon()
