@@ -53,6 +53,7 @@ class Stamped(ScriptedEngine):
         self.version = version
         self.reports = reports
         self.process: str | None = "1"
+        self.probe_s = 0.0
         self.update_s = 1.0
         self.update_error: type[EngineError] | None = None
         self.updates: list[WeightUpdate] = []
@@ -68,7 +69,9 @@ class Stamped(ScriptedEngine):
     async def probe(self) -> EngineInfo:
         if self.is_away:
             raise EngineUnavailable(self.name, "away")
-        return EngineInfo(model="stamped", instance=self.process, policy_version=self.version if self.reports else None)
+        now = EngineInfo(model="stamped", instance=self.process, policy_version=self.version if self.reports else None)
+        await anyio.sleep(self.probe_s)
+        return now
 
     async def generate(self, request: GenerationRequest, sink: TokenSink) -> GenerationEnd:
         def stamp(tokens: Sequence[int], logprobs: Sequence[float] | None, text: str) -> None:
@@ -257,6 +260,21 @@ async def test_an_engine_that_was_restarted_gets_no_work_until_it_is_known_to_ho
         await load.until(50)
         assert one.served > before
         assert states(load.pool) == {"one": "up", "two": "up"}
+
+
+@pytest.mark.parametrize("reports", [False, True])
+async def test_a_probe_that_began_before_the_version_was_set_says_nothing_of_it(reports: bool) -> None:
+    """Its answer is of the time before: taken for the time after, the next one would look like a restart."""
+    one = Stamped("one", reports=reports)
+    async with loaded(one) as load:
+        one.probe_s = 2.0
+        for version in range(1, 30):
+            await anyio.sleep(0.9)
+            one.version, one.process = version, f"process {version}"
+            load.pool.hold(version)
+        await anyio.sleep(30)
+        assert states(load.pool) == {"one": "up"}
+        assert load.pool.statistics()[0].policy_version == 29
 
 
 async def test_one_that_was_away_when_the_version_was_set_gets_no_work_and_is_named() -> None:

@@ -248,3 +248,14 @@ def test_after_an_update_that_failed_half_way_nothing_is_known() -> None:
     held.lost()
     held.probed(info(), required=3, was_away=False)
     assert not held.is_current(3)
+
+
+def test_a_probe_that_began_before_the_newest_saying_tells_nothing() -> None:
+    held = settled(3, info("a"))
+    began = held.sayings
+    held.told(4)
+    held.probed(info("a"), required=4, was_away=False, asked_after=began)
+    assert not held.is_settled
+    held.probed(info("b"), required=4, was_away=False, asked_after=held.sayings)
+    assert held.is_settled
+    assert held.is_current(4)

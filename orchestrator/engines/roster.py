@@ -171,7 +171,7 @@ class Roster:
                 await self._hooks.lags(member)
 
     async def _probe(self, member: Member, *, must_fit: bool = False) -> None:
-        was_away = not member.health.is_reachable
+        was_away, sayings = not member.health.is_reachable, member.held.sayings
         try:
             with anyio.fail_after(PROBE_DEADLINE_S):
                 info = await member.engine.probe()
@@ -187,12 +187,12 @@ class Roster:
             self._probe_failed(member, error.message)
         else:
             if not member.is_updating:
-                self._probe_succeeded(member, info, was_away=was_away)
+                self._probe_succeeded(member, info, asked_after=sayings, was_away=was_away)
 
-    def _probe_succeeded(self, member: Member, info: EngineInfo, *, was_away: bool) -> None:
+    def _probe_succeeded(self, member: Member, info: EngineInfo, *, asked_after: int, was_away: bool) -> None:
         member.info = info
         was_current = member.held.is_current(member.required)
-        member.held.probed(info, required=member.required, was_away=was_away)
+        member.held.probed(info, asked_after=asked_after, required=member.required, was_away=was_away)
         self._hooks.held(member)
         if member.health.probe_succeeded():
             self._log.info(
