@@ -213,6 +213,45 @@ async def test_a_request_that_is_slow_everywhere_is_not_moved_for_ever() -> None
     assert 1 < max(requests) <= 1 + MAX_MOVES
 
 
+@pytest.mark.parametrize("slots", [1, 4])
+async def test_an_engine_that_never_answers_is_named_although_all_is_cut_before_that_is_a_stall(slots: int) -> None:
+    """Each new version cuts what is in flight. The other engine is full, so that nothing moves there either."""
+    good, dumb = Stamped("good"), Stamped("dumb", max_in_flight=slots)
+    version = 0
+    async with loaded(good, dumb, lanes=12, stall_s=60.0, policy_version=lambda: version) as load:
+        await load.until(20)
+        dumb.is_free = anyio.Event()
+        began = anyio.current_time()
+        while states(load.pool)["dumb"] == "up":
+            assert anyio.current_time() - began < 60 + (4 if slots > 1 else 12) * 7
+            await anyio.sleep(7)
+            assert load.pool.interrupt() > 0
+        assert anyio.current_time() - began > 55
+        assert "no token for" in str(load.pool.statistics()[1].last_error)
+        assert load.pool.statistics()[1].stalled >= MAX_IN_A_ROW
+        served = dumb.served
+        for _ in range(20):
+            await anyio.sleep(7)
+            load.pool.interrupt()
+        assert served < dumb.served <= served + 21 * 2, "one at a time: a cut trial is no success"
+        assert states(load.pool)["dumb"] != "up"
+        dumb.is_free.set()
+        while states(load.pool)["dumb"] != "up":
+            await load.until(1)
+        await load.until(50)
+    assert_stamped(load.done)
+
+
+async def test_engines_that_are_cut_while_they_say_something_stay_up() -> None:
+    engines = [Stamped("one", first_token_s=2.0), Stamped("two", first_token_s=6.9)]
+    async with loaded(*engines, stall_s=10.0) as load:
+        for _ in range(60):
+            await anyio.sleep(7)
+            load.pool.interrupt()
+        assert states(load.pool) == {"one": "up", "two": "up"}
+        assert sum(engine.failed for engine in load.pool.statistics()) == 0
+
+
 async def test_a_request_is_not_moved_where_there_is_no_room() -> None:
     slow, quick = Stamped("slow", delay_s=10.0), Stamped("quick", max_in_flight=1)
     async with loaded(slow, quick, lanes=20) as load:

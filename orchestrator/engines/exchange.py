@@ -27,8 +27,8 @@ from .stop_texts import StopWatch
 
 __all__ = ["Answer", "Cut", "ExchangeSettings", "exchange"]
 
-Cut = Literal["interrupted", "late"]
-"""We ended the request: so that the sample goes on later, or elsewhere at once."""
+Cut = Literal["interrupted", "unanswered", "late"]
+"""We ended the request: so that the sample goes on later, or elsewhere at once. ``unanswered``: before anything came."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +100,7 @@ async def exchange(
     if flight.is_stopped:
         return GenerationEnd("stop", text_complete=False)
     if flight.was_interrupted:
-        return "interrupted"
+        return "interrupted" if flight.is_heard else "unanswered"
     if flight.is_late:
         return "late"
     if anyio.current_time() >= flight.last_moment:

@@ -7,6 +7,8 @@ Invariants:
 * ``cuts`` counts interruptions of everything, so that a sample that was between two requests can tell that it missed
   one.
 * A flight that may move and has not been heard of is in ``_silent``, the oldest first.
+* An engine's silence is the time for which requests were at it and nothing came of any of them, summed over requests
+  that were cut: an engine that says nothing is found although each of its requests is cut before it counts as stalled.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ class Flight:
 
     ``last_moment`` and ``stall_s`` are its deadlines, in seconds of the loop's clock; while it ``is_held`` it has none.
     ``was_interrupted``: cut by us, the sample goes on later; ``is_stopped``: its text has ended; ``is_late``: it goes
-    elsewhere, its first token being late.
+    elsewhere, its first token being late. ``touched``: when it last said something, or began.
     """
 
     member: Member
@@ -44,10 +46,12 @@ class Flight:
     is_late: bool = False
     is_heard: bool = False
     is_held: bool = False
+    touched: float = 0.0
 
     def touch(self) -> None:
         """It is at work: the time without a token begins anew."""
-        stalls = anyio.current_time() + self.stall_s
+        self.touched = anyio.current_time()
+        stalls = self.touched + self.stall_s
         self.scope.deadline = math.inf if self.is_held else min(self.last_moment, stalls)
 
     def stop(self) -> None:
@@ -84,6 +88,7 @@ class Flights:
 
     def heard(self, flight: Flight, *, of_tokens: bool) -> None:
         """Something came for a flight; if tokens came first, their time is measured."""
+        flight.member.silent_s = 0.0
         if flight.is_heard:
             return
         flight.is_heard = True
@@ -105,10 +110,21 @@ class Flights:
         if member is None:
             self.cuts += 1
         cut = [flight for flight in self._flights if member in (None, flight.member)]
+        self._add_up_silence(cut)
         for flight in cut:
             flight.was_interrupted = True
             flight.scope.cancel()
         return len(cut)
+
+    def _add_up_silence(self, cut: Sequence[Flight]) -> None:
+        """For how long each engine said nothing at all on what is cut now; being held is a good reason to."""
+        now = anyio.current_time()
+        silent: dict[Member, float] = {}
+        for flight in cut:
+            silence = 0.0 if flight.is_held else now - flight.touched
+            silent[flight.member] = min(silent.get(flight.member, math.inf), silence)
+        for member, seconds in silent.items():
+            member.silent_s += seconds
 
     def move_late(self, others: Callable[[Member], Sequence[Member]]) -> int:
         """End those whose first token is late while another engine has room for them; returns how many.

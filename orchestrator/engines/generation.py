@@ -153,8 +153,8 @@ class Generation:
             return error
         finally:
             self._moves = self._moves if len(sample.tokens) == before else 0
-        if end == "interrupted":
-            self._interrupted(member)
+        if end == "interrupted" or end == "unanswered":
+            self._interrupted(member, was_heard=end == "interrupted")
         elif end == "late":
             self._late(member)
         elif end.reason == "abort" and len(sample.tokens) == before:
@@ -188,10 +188,15 @@ class Generation:
 
     # -- how a request ended -------------------------------------------------------------------------------------------
 
-    def _interrupted(self, member: Member) -> None:
+    def _interrupted(self, member: Member, *, was_heard: bool) -> None:
+        """A request was cut. One of which nothing came says nothing good of its engine, and after a while that."""
         self._cuts = self._rig.flights.cuts
         member.interrupted += 1
-        member.health.request_succeeded()
+        if was_heard:
+            member.health.request_succeeded()
+        elif member.silent_s >= self._settings.exchange.stall_s:
+            silence = f"no token for {member.silent_s:.0f} s, over several requests that were cut"
+            self._note_failure(member, EngineStalled(member.name, silence))
         if not self._settings.keep_partials:
             self._sample.clear()
         elif self._sample.tokens:

@@ -103,7 +103,7 @@ class Health:
         self._close()
 
     def request_succeeded(self) -> None:
-        """A request ended as it should, or was interrupted by us."""
+        """A request ended as it should, or was interrupted by us after something had come of it."""
         self._failed_in_a_row = 0
         self.rests = 0
         self._close()

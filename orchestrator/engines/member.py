@@ -50,7 +50,7 @@ class Member:
     ``required`` is the policy version that it has to hold to be given work; ``None``: none was ever set.
     ``is_draining`` and ``is_updating`` keep new requests away; ``updates`` counts those who want to change its
     parameters, one of whom has its ``turn``. ``scope`` ends its life; ``woken`` wakes whoever watches it, and
-    ``is_probe_due`` says that it is to be probed now.
+    ``is_probe_due`` says that it is to be probed now. ``silent_s``: see ``flights``.
     """
 
     engine: Engine
@@ -65,6 +65,7 @@ class Member:
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     woken: anyio.Event = field(default_factory=anyio.Event)
     is_probe_due: bool = True
+    silent_s: float = 0.0
     in_flight: int = 0
     completed: int = 0
     failed: int = 0
