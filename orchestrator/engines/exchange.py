@@ -28,7 +28,7 @@ from .stop_texts import StopWatch
 __all__ = ["Answer", "Cut", "ExchangeSettings", "exchange"]
 
 Cut = Literal["interrupted", "unanswered", "late"]
-"""We ended the request: so that the sample goes on later, or elsewhere at once. ``unanswered``: before anything came."""
+"""We ended the request: the sample goes on later, or elsewhere at once; ``unanswered``: before anything came."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
