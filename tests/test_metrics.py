@@ -71,6 +71,7 @@ def test_prometheus_takes_a_run_with_all_that_a_run_can_have(tmp_path: Path) -> 
             {"kind": "scripted", "time_scale": 0.0, "echo_rate": 0.5},
             {"kind": "llamacpp", "url": f"http://127.0.0.1:{free_port()}", "name": "away"},
         ],
+        archive={"path": "archive"},
         data_source_reward_caps=[0.9, None],
         dynamic_sampling_filter="check_reward_nonzero_std",
     )

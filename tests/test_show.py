@@ -12,6 +12,7 @@ import pytest
 from orchestrator.archive import find_step, read_groups
 from orchestrator.cli import main
 
+from .browser import Browser
 from .daemon_process import daemon, write_config
 from .test_archive import train, wait_until_archived
 from .test_status_http import fetch, free_port
@@ -22,7 +23,7 @@ NASTY = "<script>document.title='taken'</script> \x1b[31m & \"quoted\""
 
 
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def kept(tmp_path_factory: pytest.TempPathFactory, browser_if_any: Browser | None) -> Path:
     """The folder of a run that has trained on three steps; what a daemon shows of them is in ``pages``."""
     folder = tmp_path_factory.mktemp("run")
     rows = [{"prompt": f"{NASTY} {i}", "label": str(i % 10)} for i in range(40)]
@@ -36,8 +37,22 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
             path: fetch(port, path) for path in ("/samples/1", "/samples/1?source=hard", "/samples/9", "/samples/x")
         }
         assert main(["show", "last", "--socket", str(process.socket)]) == 0
+        if browser_if_any is not None:
+            _follow_the_link(browser_if_any, port, folder)
     (folder / "pages").write_text(json.dumps(pages))
     return folder
+
+
+def _follow_the_link(browser: Browser, port: int, folder: Path) -> None:
+    """From the page to the samples of a step, in a real browser."""
+    with browser.tab(f"http://127.0.0.1:{port}/") as tab:
+        tab.click("#steps a[href='/samples/1']")
+        tab.wait_for("document.querySelectorAll('article.sample').length > 3")
+        assert tab.evaluate("document.title") == "step 1", "what a prompt says is shown, not run"
+        assert NASTY.split()[0] in tab.text("body")
+        assert not tab.errors
+        assert all(url.startswith((f"http://127.0.0.1:{port}/", "data:")) for url in tab.asked)
+        tab.screenshot(folder / "samples.png")
 
 
 def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

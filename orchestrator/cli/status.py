@@ -59,6 +59,10 @@ def render(report: dict[str, Any]) -> RenderableType:
     parts.append(Text(said["text"], style={"late": "bold red", "waiting": "yellow"}.get(said["level"], "")))
     if report["state"]["fault"]:
         parts.append(Text(f"Disk: {report['state']['fault']}", style="bold red"))
+    if report["archive"] and report["archive"]["fault"]:
+        parts.append(Text(f"Archive: {report['archive']['fault']}", style="bold red"))
+    failing = [sink for sink in report["sinks"] if sink["fault"]]
+    parts.extend(Text(f"Metrics to {sink['name']}: {sink['fault']}", style="yellow") for sink in failing)
     parts.extend(Text(f"Damage found at the start: {problem}", style="red") for problem in report["problems"])
     return Group(*parts)
 

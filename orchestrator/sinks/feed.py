@@ -181,7 +181,7 @@ class SinkFeed:
 
     def _took(self, steps: Sequence[StepFigures]) -> None:
         if self._fault is not None:
-            self._log.info(f"{self.name} takes the metrics again", sink=self.name)
+            self._log.info(f"{self.name} takes the metrics again")
             self._fault, self._pause_s = None, FIRST_RETRY_S
         self._written += len(steps)
         self._newest = steps[-1].step
@@ -193,16 +193,16 @@ class SinkFeed:
         self._failures += 1
         if error.message != self._fault:
             self._fault = error.message
-            self._log.warning(f"{self.name} does not take the metrics: {error}; it is tried again", sink=self.name)
+            self._log.warning(f"{self.name} does not take the metrics: {error}; it is tried again")
 
     async def _finish(self) -> None:
         if self._queue:
             self._lost += len(self._queue)
-            self._log.warning(f"{len(self._queue)} steps were not taken by {self.name}: {self._fault}", sink=self.name)
+            self._log.warning(f"{len(self._queue)} steps were not taken by {self.name}: {self._fault}")
         try:
             await self._sink.finish()
         except SinkFailed as error:
-            self._log.warning(f"{self.name} was not ended well: {error}", sink=self.name)
+            self._log.warning(f"{self.name} was not ended well: {error}")
 
 
 def as_json(steps: Sequence[StepFigures]) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from typing import Final
 from .batch import BATCH
 from .engines import ENGINES
 from .metric import Metric
+from .outlets import OUTLETS
 from .run import RUN
 from .sources import SOURCES
 
@@ -25,5 +26,6 @@ METRICS: Final[Mapping[str, tuple[Metric, ...]]] = {
     "The newest batch": BATCH,
     "Sources": SOURCES,
     "Engines": ENGINES,
+    "Archive and sinks of the metrics": OUTLETS,
 }
 """By the heading that they have in ``docs/observing.md``."""

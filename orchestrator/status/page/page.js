@@ -15,7 +15,7 @@ const HIDDEN_MS = 60000; // browsers allow six connections to a server: tabs in 
 const SILENCE_MS = 5000; // a status comes each second
 
 const $ = (id) => document.getElementById(id);
-const state = { fields: [], points: [], status: null, rate: null, heard: 0, source: null };
+const state = { fields: [], points: [], status: null, rate: null, heard: 0, source: null, linked: false };
 
 function at(point, name, field) {
   return point.sources[name]?.[state.fields.indexOf(field)];
@@ -90,12 +90,13 @@ function names() {
 
 function showSteps() {
   charts.draw(state.points, names());
-  steps($("steps"), state.points, names(), at, state.status?.run.has_archive);
+  state.linked = state.status?.run.has_archive;
+  steps($("steps"), state.points, names(), at, state.linked);
 }
 
 function showStatus() {
   const status = state.status, run = status.run;
-  if (names().join("/") !== charts.names.join("/")) showSteps();
+  if (names().join("/") !== charts.names.join("/") || state.linked !== run.has_archive) showSteps();
   document.title = `${status.headline.level === "late" ? "⚠ " : ""}${run.name} · step ${status.step}`;
   $("run").textContent = run.name;
   const end = run.num_rollout ? ` of ${number(run.num_rollout)}` : "";
@@ -106,7 +107,10 @@ function showStatus() {
   $("headline").textContent = status.headline.text;
   $("headline").dataset.level = status.headline.level;
   document.body.dataset.time = status.time; // when all of this was so
-  const faults = [...(status.state.fault ? [`Disk: ${status.state.fault}`] : []), ...status.problems.map((text) => `Damage found at the start: ${text}`)];
+  const faults = [...(status.state.fault ? [`Disk: ${status.state.fault}`] : []),
+    ...(status.archive?.fault ? [`Archive: ${status.archive.fault}`] : []),
+    ...status.sinks.filter((sink) => sink.fault).map((sink) => `Metrics to ${sink.name}: ${sink.fault}`),
+    ...status.problems.map((text) => `Damage found at the start: ${text}`)];
   $("problems").replaceChildren(...faults.map((text) => make("li", {}, text)));
   figures($("figures"), status, state.rate);
   showLegend();
