@@ -29,7 +29,13 @@ def kept(tmp_path_factory: pytest.TempPathFactory, browser_if_any: Browser | Non
     rows = [{"prompt": f"{NASTY} {i}", "label": str(i % 10)} for i in range(40)]
     (folder / "easy.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     port = free_port()
-    config = write_config(folder, archive={"path": "kept"}, status={"http": f"127.0.0.1:{port}"})
+    config = write_config(
+        folder,
+        archive={"path": "kept"},
+        status={"http": f"127.0.0.1:{port}"},
+        sampling={"max_new_tokens": 40},
+        engines=[{"kind": "scripted", "time_scale": 0.0, "echo_rate": 0.5, "length": [2, 40], "seed": 4}],
+    )
     with daemon(config) as process, process.connect() as client:
         train(client, 3)
         wait_until_archived(client)
@@ -71,6 +77,7 @@ def test_a_step_is_printed_whole_and_the_worst_first(kept: Path, capsys: pytest.
     assert "\x1b" not in text, "nothing steers the terminal"
     assert r"\x1b[31m" in text
     rewards = sorted(sample["reward"] for group in groups for sample in group["samples"])
+    assert rewards[0] < rewards[-1]
     worst = shown(capsys, "1", "--config", str(kept / "config.yaml"), "--worst", "3")
     assert [float(number) for number in re.findall(r"^reward (\S+) ·", worst, re.MULTILINE)] == rewards[:3]
     lines = shown(capsys, "1", "--archive", str(kept / "kept"), "--source", "easy", "--json").splitlines()
