@@ -303,3 +303,24 @@ def test_a_batch_is_shared_equally_and_balanced_by_tokens() -> None:
     assert {len(share) for share in shares} == {2}
     loads = [sum(2 * lengths[i] for i in share) for share in shares]
     assert max(loads) <= 220
+
+
+def test_what_waits_for_the_archive_is_part_of_a_snapshot_and_survives_going_back() -> None:
+    journal = MemoryJournal(Ledger(SIZES, nonce="n"))
+    event = launch(journal, "easy")
+    assert event is not None
+    journal.store_group(frame_for(event))
+    before = msgspec.json.decode(snapshot_bytes(journal.ledger))
+    journal.record(BatchFormed(0, 0, {"easy": 1.0}, {}, {}, [[0]]))
+    journal.record(LeaseAcked(0, 0, archive=True))
+    read_back = Ledger(SIZES, nonce="n")
+    read_back.load(msgspec.json.decode(snapshot_bytes(journal.ledger)), journal.frame_at)
+    (batch,) = read_back.unarchived.batches.values()
+    assert (batch.key, batch.weights, list(batch.groups)) == (("n", 0), {"easy": 1.0}, [0])
+    assert next(read_back.unarchived.groups()).frame == frame_for(event)
+    read_back.restore(before, journal.frame_at, "m")  # a checkpoint of before: what was trained on was trained on
+    assert [key.history for key in read_back.unarchived.batches] == ["n"]
+    read_back.apply(Archived("n", 0))
+    assert not read_back.unarchived.batches
+    with pytest.raises(CorruptState, match="does not fit the state"):
+        read_back.apply(Archived("n", 0))

@@ -91,8 +91,10 @@ def steps(talk: Talk, model: Model, batches: int = 12, *, checkpoints: bool = Fa
 
     def acknowledge(lease: str) -> Iterator[str]:
         model.asked.add(lease)
+        model.ever_asked.add(lease)
         yield from ask("ack", lease=lease)
         model.acked.add(lease)
+        model.trained[lease] = model.leased[lease]
         yield "ack answered"
 
     def go_back(name: str) -> Iterator[str]:

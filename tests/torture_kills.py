@@ -43,17 +43,20 @@ CALLS = (
 )
 """What Python and uvloop use for files and sockets; a call that a cycle does not make is reported as such."""
 
-HELP = """A real daemon with small segments goes through cycles of buffering, handing out, acknowledging, snapshots and
-compaction, in one state directory all the time. In each cycle strace kills it at the k-th call of one kind. Then the
-state is recovered and compared with a model of all that was reported, and the next cycle goes on from there. Then the
-same between every two messages of a conversation: the daemon is killed there, or the client goes."""
+HELP = """A real daemon with small segments goes through cycles of buffering, handing out, acknowledging, archiving,
+snapshots and compaction, in one state directory all the time. In each cycle strace kills it at the k-th call of one
+kind. Then the state is recovered and compared, with the archive, with a model of all that was reported, and the next
+cycle goes on from there. Then the same between every two messages of a conversation: the daemon is killed there, or the
+client goes."""
 
 
 class Sweep:
     """The run and its model, over all kills."""
 
     def __init__(self, folder: Path, seed: int) -> None:
-        self.config = prepare(folder / "run")
+        self.config = prepare(folder / "run", archive={"path": "archive"})
+        self.archive = folder / "run" / "archive"
+        self.archived = 0
         self.state = folder / "run" / "state"
         self.model = Model()
         self.rng = random.Random(seed)
@@ -96,7 +99,7 @@ class Sweep:
         return is_whole
 
     def check(self) -> None:
-        self.model.check(self.state)
+        self.archived = self.model.check_archive(self.archive, self.model.check(self.state))
         for number in list_segments(self.state):
             for record in Segment(self.state, number).records():
                 self.records[record.kind.name if isinstance(record, Record) else "cut off"] += 1
@@ -170,8 +173,8 @@ def main(arguments: list[str] | None = None) -> int:
     print(report)
     print(
         f"state-kills: seed {options.seed}, {sweep.model.checks} restarts agreed with the model, {sweep.model.step}"
-        f" batches, {len(sweep.model.groups)} groups, records seen {dict(sorted(sweep.records.items()))},"
-        f" {time.monotonic() - began:.0f} s"
+        f" batches, {sweep.archived} in the archive, {len(sweep.model.groups)} groups, records seen"
+        f" {dict(sorted(sweep.records.items()))}, {time.monotonic() - began:.0f} s"
     )
     return 0
 
@@ -203,6 +206,7 @@ def _run(sweep: Sweep, folder: Path, options: argparse.Namespace) -> str:
         daemon.close()
     sweep.check()
     lines.append(f"  between messages: {places} places, daemon killed and client gone at {len(chosen)} each")
+    must(sweep.archived > 10, "nearly nothing was archived")
     must(sweep.records["MOVED"], "nothing was compacted: the cycle is not a whole one")
     must(sum(killed.values()) >= 0.5 * len(plan), f"only {sum(killed.values())} of {len(plan)} kills were reached")
     return "\n".join(lines)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from orchestrator.archive import list_steps, read_groups
 from orchestrator.frames import GroupFrame, iter_group_frames
 from orchestrator.ledger import Ledger, SourceSize
 from orchestrator.state.recovery import recover
@@ -42,6 +43,7 @@ class Model:
 
     ``leased``: lease → its groups; ``acked``: leases whose ``ack`` was answered; ``asked``: whose was sent. ``groups``:
     frame and prompt of every group that was ever seen. ``finished``: the largest number reported, by source.
+    ``trained`` and ``ever_asked`` are ``acked`` (with its groups) and ``asked`` of all times: loads take nothing back.
     """
 
     leased: dict[str, list[int]] = field(default_factory=dict)
@@ -56,6 +58,8 @@ class Model:
     checks: int = 0
     saved: dict[str, Model] = field(default_factory=dict)
     loading: str | None = None
+    trained: dict[str, list[int]] = field(default_factory=dict)
+    ever_asked: set[str] = field(default_factory=set)
 
     # -- checkpoints
 
@@ -73,10 +77,12 @@ class Model:
         An ``ack`` of one of them that was sent and never answered says nothing any more: the lease has ended.
         """
         was, saved, checks = self.saved[name]._copy(), self.saved, self.checks
+        trained, ever_asked = self.trained, self.ever_asked
         self.__dict__.update(was.__dict__)
         self.leased = {lease: groups for lease, groups in was.leased.items() if lease in was.acked}
         self.asked = was.asked & was.acked
         self.saved, self.checks, self.loading = saved, checks, None
+        self.trained, self.ever_asked = trained, ever_asked
 
     def _copy(self) -> Model:
         facts = {key: getattr(self, key) for key in self.__dataclass_fields__}
@@ -159,6 +165,7 @@ class Model:
         gone = set(self.leased) - set(leased)
         must(gone <= self.asked | self.acked, f"batches {gone - self.asked - self.acked} are lost")
         self.acked |= gone
+        self.trained.update((lease, self.leased[lease]) for lease in gone)
         must(ledger.step >= self.step, f"step {ledger.step} after {self.step} batches")
         must(
             self.version <= ledger.policy_version <= self.asked_version,
@@ -168,6 +175,23 @@ class Model:
             must(self.leased.setdefault(lease, indices) == indices, f"batch {lease} has other groups than before")
         self._check_frames(ledger)
         self._check_places(ledger)
+
+    def check_archive(self, directory: Path, ledger: Ledger) -> int:
+        """Each batch that was acknowledged is in a file, or in the state, as it was; how many files there are.
+
+        Raises:
+            Violation: one is not, or something else is in the archive.
+        """
+        files = {(f.history, f.step): sorted(g["group_index"] for g in read_groups(f)) for f in list_steps(directory)}
+        waiting = {tuple(key): sorted(batch.groups) for key, batch in ledger.unarchived.batches.items()}
+        for lease, indices in self.trained.items():
+            history, step = lease.split(".")[:2]
+            there = [place[history, int(step)] for place in (files, waiting) if (history, int(step)) in place]
+            must(there, f"batch {lease} was acknowledged and is neither in the archive nor on its way")
+            must(all(found == sorted(indices) for found in there), f"batch {lease} is archived with other groups")
+        known = {(lease.split(".")[0], int(lease.split(".")[1])) for lease in self.ever_asked}
+        must(files.keys() <= known, f"what nobody acknowledged is in the archive: {files.keys() - known}")
+        return len(files)
 
     def _check_frames(self, ledger: Ledger) -> None:
         for state in ledger.sources.values():
