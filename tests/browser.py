@@ -46,9 +46,12 @@ class Tab:
         self.page = page
         self.asked: list[str] = []
         self.errors: list[str] = []
-        page.on("request", lambda request: self.asked.append(request.url))
-        page.on("pageerror", lambda error: self.errors.append(str(error)))
-        page.on("console", lambda said: self.errors.append(said.text) if said.type == "error" else None)
+        portal.call(self._listen)  # in the loop's own thread: listening sends the browser a message
+
+    async def _listen(self) -> None:
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("console", lambda said: self.errors.append(said.text) if said.type == "error" else None)
 
     def _do(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         async def run() -> Any:
