@@ -12,6 +12,7 @@ import pytest
 from orchestrator.client import RolloutClient
 from orchestrator.errors import BatchTimeout
 
+from .campaigns import until
 from .daemon_process import daemon, write_config
 from .reward_server import reward_server
 from .test_end_to_end import assert_accounts
@@ -162,6 +163,9 @@ def test_a_group_that_was_parked_before_its_scoring_is_scored_after_the_restart(
                 batch = client.get_batch(timeout_s=30)
                 assert rewards_of(batch) == [[0.0, 1.0]] * 4
                 assert_accounts(client.status())
+                until(
+                    lambda: before.keys() <= {body["prompt_index"] for body in server.requests[asked:]}, "all of them"
+                )
             again = {body["prompt_index"]: body for body in server.requests[asked:]}
             assert {index: again[index] for index in before} == before, "an engine of another seed would give others"
 
