@@ -112,6 +112,7 @@ def _sync(path: Path, directory: Path) -> None:
 def drop_damaged(ledger: Ledger, problems: list[str]) -> list[Event]:
     """Drop every group that could not be read back whole; names them in ``problems``.
 
+    One that was trained on, and waited for the archive, is named alone: the archive leaves it out and counts it.
     Called once everything is replayed: what was acknowledged since the snapshot is no loss.
 
     Returns:
@@ -125,6 +126,15 @@ def drop_damaged(ledger: Ledger, problems: list[str]) -> list[Event]:
         ledger.apply(drops[-1])
     if len(drops) > MAX_NAMED:
         problems.append(f"{len(drops) - MAX_NAMED} more groups were lost; their prompts run again")
+    trained = [(batch, group) for batch in ledger.unarchived.batches.values() for group in batch.groups.values()]
+    lost = [(batch.key.step, group) for batch, group in trained if group.damage is not None]
+    for step, group in lost[:MAX_NAMED]:
+        problems.append(
+            f"group {group.group_index} of {group.source} (trained on at step {step}) was lost before it was archived:"
+            f" {group.damage}"
+        )
+    if len(lost) > MAX_NAMED:
+        problems.append(f"{len(lost) - MAX_NAMED} more groups were lost before they were archived")
     return drops
 
 
