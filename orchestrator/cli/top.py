@@ -70,7 +70,8 @@ def _watch(client: RolloutClient, interval: float) -> None:
                 status = client.status(history=HISTORY_STEPS)
                 lines = render_screen(status, console.width, console.height, tokens_per_s=rate.of(status))
             except ConnectionLost as error:
-                lines = [Text(f"no daemon: {error}; trying again, q ends this", style="bold white on red")]
+                lines = [Text(f"no daemon, trying again, q: quit ({error})", style="bold white on red", no_wrap=True)]
+                lines[0].truncate(console.width, overflow="ellipsis")
                 if status is not None:
                     lines += render_screen(status, console.width, console.height - 1)
             live.update(Group(*lines), refresh=True)
