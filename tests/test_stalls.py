@@ -170,6 +170,9 @@ def test_what_people_and_trainers_do_is_named(tmp_path: Path, browser_if_any: Br
 
         pid = person.status()["leases"][0]["held_by_pid"]
         run.says(rf"rank 0 \(process {pid}\) holds 2 leases, of steps 0 and 1: acknowledge one .*; step 0 .* for \d+ s")
+        with pytest.raises(BatchTimeout):
+            trainer.get_batch(timeout_s=1.3 * FIRST_WORD_S)
+        assert len([line for line in run.told() if "holds 2 leases" in line["message"]]) == 1, "once"
         for batch in leases:
             trainer.ack(batch.lease)
 
