@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable
+import subprocess
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -215,8 +216,8 @@ class Run:
         self.log = LogCapture()
         self.pressed = False
 
-    def form(self, ranks: int = 1) -> int:
-        events = [launch(self.journal, "easy", rows=100) for _ in range(2 * ranks)]
+    def form(self, ranks: int = 1, samples: int = 2) -> int:
+        events = [launch(self.journal, "easy", n=samples, rows=100) for _ in range(2 * ranks)]
         for event in events:
             assert event is not None
             self.journal.store_group(frame_for(event))
@@ -226,8 +227,8 @@ class Run:
         self.journal.record(BatchFormed(step, 0, {"easy": 1.0}, {"easy": len(indices)}, {"easy": 0.0}, shares))
         return step
 
-    def train(self, ranks: int = 1) -> int:
-        step = self.form(ranks)
+    def train(self, ranks: int = 1, samples: int = 2) -> int:
+        step = self.form(ranks, samples)
         for rank in range(ranks):
             self.journal.record(LeaseAcked(step, rank, archive=True))
         return step
@@ -338,6 +339,33 @@ async def test_where_the_states_own_disk_is_full_the_archive_gives_way(tmp_path:
         assert archiver.statistics().given_up == 2
 
 
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KiB; skipped where this process may not mount."""
+    at = tmp_path / "small"
+    at.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", at], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"this process may not mount: {mounted.stderr.decode().strip()}")
+    yield at
+    subprocess.run(["umount", "--lazy", at], check=True)
+
+
+async def test_a_disk_that_is_full_leaves_no_half_file_and_is_used_when_it_has_room(small_disk: Path) -> None:
+    run = Run()
+    (small_disk / "filler").write_bytes(bytes(56 << 10))
+    async with run.archiver(small_disk) as archiver:
+        steps = [run.train(samples=40) for _ in range(4)]
+        await run.until(lambda: archiver.statistics().fault is not None)
+        assert str(archiver.statistics().fault).endswith("cannot be written: No space left on device")
+        assert archiver.statistics().waiting >= 3
+        assert not [name for name in os.listdir(small_disk) if name.endswith(".unfinished")]
+        (small_disk / "filler").unlink()
+        await run.settled(archiver)
+        assert (archiver.statistics().given_up, archiver.statistics().fault) == (0, None)
+    assert [len(list(read_groups(find_step(small_disk, step)[0]))) for step in steps] == [2] * 4
+
+
 async def test_a_group_that_the_disk_has_lost_costs_that_group_alone_and_is_named(tmp_path: Path) -> None:
     run = Run()
     step = run.form()
@@ -348,7 +376,7 @@ async def test_a_group_that_the_disk_has_lost_costs_that_group_alone_and_is_name
         await run.settled(archiver)
         assert archiver.statistics().damaged == 1
     assert [g["group_index"] for g in read_groups(find_step(tmp_path, step)[0])] == [index + 1]
-    assert f"1 groups of step {step} are missing" in run.log.entries[0]["event"]
+    assert f"step {step} is archived without 1 of its groups" in run.log.entries[0]["event"]
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------

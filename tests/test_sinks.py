@@ -110,7 +110,7 @@ async def test_a_sink_that_cannot_begin_ends_nothing_and_what_it_never_took_is_s
         await watched.until(lambda: watched.feed.statistics().fault is not None)
         assert watched.feed.statistics().fault == "log in first"
     assert watched.levels() == ["warning", "warning"]
-    assert "1 steps were not taken by test: log in first" in watched.log.entries[-1]["event"]
+    assert "test did not take the last steps, 1 of them: log in first" in watched.log.entries[-1]["event"]
     assert watched.feed.statistics().lost == 1
 
 

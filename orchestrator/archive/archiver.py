@@ -219,7 +219,7 @@ class Archiver:
         if lost:
             self._damaged += len(lost)
             some = "; ".join(f"group {index}: {why}" for index, why in list(lost.items())[:3])
-            self._log.error(f"{len(lost)} groups of step {batch.key.step} are missing in the archive: {some}")
+            self._log.error(f"step {batch.key.step} is archived without {len(lost)} of its groups: {some}")
         if batch.key in self._ledger.unarchived.batches:
             self._journal.record(Archived(*batch.key))
         self._written += 1

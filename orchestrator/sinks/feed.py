@@ -198,7 +198,7 @@ class SinkFeed:
     async def _finish(self) -> None:
         if self._queue:
             self._lost += len(self._queue)
-            self._log.warning(f"{len(self._queue)} steps were not taken by {self.name}: {self._fault}")
+            self._log.warning(f"{self.name} did not take the last steps, {len(self._queue)} of them: {self._fault}")
         try:
             await self._sink.finish()
         except SinkFailed as error:
