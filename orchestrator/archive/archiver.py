@@ -160,7 +160,9 @@ class Archiver:
                 if not ready:
                     await change.wait()
                     continue
-                await self._archive(ready[0])
+                await self._journal.synced()
+                for batch in ready:
+                    await self._archive(batch)
 
     def look(self, step: int, source: str | None, ends: int) -> StepSurvey:
         """A step with some of its samples; see :func:`~orchestrator.archive.survey.survey`. Blocks.
@@ -192,7 +194,6 @@ class Archiver:
 
     async def _archive(self, batch: TrainedBatch) -> None:
         """Write one batch, however often it has to be tried; or come back where it was given up."""
-        await self._journal.synced()
         pause_s = FIRST_RETRY_S
         while batch.key in self._ledger.unarchived.batches:
             self._writing, self._since = batch.key, anyio.current_time()

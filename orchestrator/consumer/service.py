@@ -279,9 +279,11 @@ class ConsumerService:
         return Answer({"cancelled": connection.cancel(params.id)})
 
     async def _report_status(self, _: Connection, params: m.Status) -> Answer:
-        with anyio.move_on_after(STATUS_WRITE_DEADLINE_S):
-            await self._journal.written()
-        return Answer(self._status(params.history))
+        # First built, then waited for: what is reported as buffered has to be there after a crash.
+        status, mark = self._status(params.history), self._journal.mark
+        with anyio.move_on_after(STATUS_WRITE_DEADLINE_S) as writing:
+            await self._journal.written(mark)
+        return Answer(self._status(params.history) if writing.cancelled_caught else status)
 
     async def _set_weight(self, connection: Connection, params: m.SetWeight) -> Answer:
         self._control.set_weight(params.source, params.weight, by=_who(connection))
