@@ -385,13 +385,15 @@ class Ledger:
         """Go back to what ``snapshot`` described, of an earlier time: a checkpoint's.
 
         Its leases get new names, so that all older ones end. The engines are what they are now, and hold nobody knows
-        which parameters. What was trained on is not undone: it goes on waiting for the archive.
+        which parameters. What was trained on is not undone: it goes on waiting for the archive. Of what waited when
+        the checkpoint was made, the run that made it knows more; a new one, which has nothing, takes it over.
         """
         fleet, roster, self.roster = self.fleet.snapshot(), self.roster, SourceRoster()
-        unarchived, self.unarchived = self.unarchived, Unarchived()
+        unarchived, is_new, self.unarchived = self.unarchived, not self.next_group, Unarchived()
         self.load(data, frame_at)
         self.leases.nonce = nonce
-        self.unarchived = unarchived
+        if not is_new:
+            self.unarchived = unarchived
         self.fleet.load(fleet)
         self.fleet.forget_weights()
         self.roster = roster

@@ -318,6 +318,9 @@ def test_what_waits_for_the_archive_is_part_of_a_snapshot_and_survives_going_bac
     (batch,) = read_back.unarchived.batches.values()
     assert (batch.key, batch.weights, list(batch.groups)) == (("n", 0), {"easy": 1.0}, [0])
     assert next(read_back.unarchived.groups()).frame == frame_for(event)
+    new = Ledger(SIZES, nonce="x")
+    new.restore(msgspec.json.decode(snapshot_bytes(journal.ledger)), journal.frame_at, "y")
+    assert [key.history for key in new.unarchived.batches] == ["n"], "taken over with the checkpoint"
     read_back.restore(before, journal.frame_at, "m")  # a checkpoint of before: what was trained on was trained on
     assert [key.history for key in read_back.unarchived.batches] == ["n"]
     read_back.apply(Archived("n", 0))
