@@ -87,9 +87,9 @@ class Storm:
 
     def _kinds(self) -> Iterator[str]:
         """Each kind once in any order, then at random; the daemon's own ends are rarer."""
-        first = [*self.kinds, *(kind for kind in self.kinds if kind not in RARE)]
-        self._rng.shuffle(first)
-        yield from first
+        often = [kind for kind in self.kinds if kind not in RARE]
+        yield from self._rng.sample(self.kinds, len(self.kinds))
+        yield from self._rng.sample(often, len(often))
         weights = [1 if kind in RARE else 5 for kind in self.kinds]
         while True:
             yield self._rng.choices(self.kinds, weights)[0]
