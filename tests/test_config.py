@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 import jsonschema
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic_core import PydanticUndefined
 from ruamel.yaml import YAML
@@ -280,6 +280,7 @@ DOCUMENTS = st.recursive(
 
 @settings(deadline=None)
 @given(DOCUMENTS, st.sampled_from([key for key in KEYS if key in ConfigFile.model_fields]))
+@example("\x85", "archive")  # ends a line to some
 def test_any_document_is_answered_with_problems_that_name_the_file(
     tmp_path_factory: pytest.TempPathFactory, value: Any, key: str
 ) -> None:

@@ -87,7 +87,9 @@ def shown(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, str):
-        return f"the text {json.dumps(value[:60] + '…' * (len(value) > 60), ensure_ascii=False)}"
+        quoted = json.dumps(value[:60] + "…" * (len(value) > 60), ensure_ascii=False)
+        # A message is one line, also to readers for whom U+0085 and U+2028 end one.
+        return f"the text {''.join(c if c.isprintable() else json.dumps(c)[1:-1] for c in quoted)}"
     return str(value)[:60]
 
 
