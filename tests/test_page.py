@@ -256,6 +256,8 @@ def test_it_survives_a_restart_of_the_daemon_and_asks_no_other_host(run: Run) ->
     run.trainer.ack(run.trainer.get_batch(timeout_s=30).lease)
     step = run.trainer.status()["step"]
     run.tab.wait_for("(step) => document.querySelector('#where b').textContent === String(step)", step)
+    run.tab.wait_for("(step) => document.querySelector('#chart-share > div').plot.data[0].includes(step - 1)", step)
+    before = run.tab.evaluate(CURVES)
     run.trainer.close()
     run.process.kill()
     run.tab.wait_for("document.getElementById('link').className === 'lost'")
@@ -270,6 +272,12 @@ def test_it_survives_a_restart_of_the_daemon_and_asks_no_other_host(run: Run) ->
     assert f"process {status['run']['pid']}" in run.tab.text("#where")
     run.trainer.ack(run.trainer.get_batch(timeout_s=30).lease)
     run.tab.wait_for("(step) => document.querySelector('#chart-share > div').plot?.data[0].includes(step)", step)
+    after = run.tab.evaluate(CURVES)
+    kept = len(after["chart-share"]["step"]) - 1  # the newest one is new
+    assert step - 2 <= kept <= step, "the very last figures may not have been written"
+    for chart, curves in before.items():
+        for curve, values in curves.items():
+            assert after[chart][curve][:kept] == values[:kept], "the curves go on where they were"
     hosts = {url.partition("//")[2].partition("/")[0] for url in run.tab.asked if not url.startswith("data:")}
     assert hosts == {f"127.0.0.1:{run.port}"}
     refused = "ERR_CONNECTION_REFUSED"  # while the daemon was away
