@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from hypothesis import settings
 
 from .browser import browser, browser_if_any
@@ -9,5 +11,6 @@ from .browser import browser, browser_if_any
 __all__ = ["browser", "browser_if_any"]
 
 # Hypothesis's own deadline of 200 ms an example measures how busy the machine is; each test has one by pytest-timeout.
-settings.register_profile("house", deadline=None)
+# CI says whether a change is good, with the same examples for all; new ones are looked for on developers' machines.
+settings.register_profile("house", deadline=None, derandomize=os.environ.get("CI") == "true")
 settings.load_profile("house")
