@@ -8,19 +8,25 @@ import resource
 import signal
 import socket
 import sys
+import traceback
+from array import array
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 
+from orchestrator.assembly import Parts
 from orchestrator.broadcast import Broadcast
 from orchestrator.config import Config, load_config
 from orchestrator.daemon import Daemon
+from orchestrator.frames import encode_group
 from orchestrator.logs import configure_logging
 from orchestrator.plan import demand, forecast
 from orchestrator.prompts import PromptSource
+from orchestrator.records import Group, Prompt, Sample, SampleStatus
 from orchestrator.state import StateStore
 from orchestrator.weights import WeightTable, parse_weight
 
@@ -87,6 +93,49 @@ class FilledDaemon(Daemon):
         return store, config, prompts
 
 
+class FedDaemon(Daemon):
+    """A daemon whose buffers are filled with finished groups whenever there is room: ``batches`` batches of them.
+
+    Each group is made of Python's lists, as an engine's answer gives them, and goes the way of any finished group from
+    there on. That is more than the plan asks for, so that the producers have nothing to do. ``counts`` are the groups
+    of each source in a batch.
+    """
+
+    def __init__(self, config: Config, *args: Any, shape: Shape, batches: int, counts: dict[str, int]) -> None:
+        super().__init__(config, *args)
+        self._groups = {source: batches * count for source, count in counts.items()}
+        self._samples = [
+            (tokens.tolist(), logprobs.tolist(), text) for tokens, logprobs, text in map(Maker(shape).columns, range(8))
+        ]
+
+    async def _supervise(self, parts: Parts, store: StateStore, changed: Broadcast) -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._feed, store, changed)
+            await super()._supervise(parts, store, changed)
+            tasks.cancel_scope.cancel()
+
+    async def _feed(self, store: StateStore, changed: Broadcast) -> None:
+        while True:
+            change = changed.next()
+            for source, groups in self._groups.items():
+                while len(store.ledger.source(source).ready) < groups:
+                    self._store(store, source)
+                    await anyio.lowlevel.checkpoint()
+            await change.wait()
+
+    def _store(self, store: StateStore, source: str) -> None:
+        event = store.ledger.next_launch(source, SAMPLES, lambda _, position: position)
+        assert event is not None
+        store.record(event)
+        samples = []
+        for i, (tokens, logprobs, text) in enumerate(self._samples):
+            sample = Sample(index=event.first_sample + i, status=SampleStatus.COMPLETED, reward=1.0, text=text)
+            sample.extend(tokens, logprobs, 0)
+            samples.append(sample)
+        prompt = Prompt(source, event.prompt_index, event.epoch, "prompt", label="y")
+        store.store_group(encode_group(Group(source, event.group_index, prompt, array("i", range(256)), samples)))
+
+
 def needed(config: Config, batches: int) -> dict[str, int]:
     """Groups of each source in the first batches."""
     names = config.source_names
@@ -104,6 +153,8 @@ def in_child(work: Callable[[], None]) -> int:
         try:
             work()
             status = 0
+        except BaseException:  # noqa: BLE001 - this process ends here, whatever it was
+            traceback.print_exc()
         finally:
             sys.stderr.flush()
             os._exit(status)
@@ -128,16 +179,15 @@ def allow_descriptors() -> None:
 
 
 @contextmanager
-def daemon(config: Path, *, shape: Shape | None = None, batches: int = 0) -> Iterator[int]:
+def daemon(config: Path, kind: Callable[..., Daemon] = Daemon, **options: Any) -> Iterator[int]:
     """A daemon as ``orchestrator run`` starts it, on an event loop of uvloop; its pid."""
 
     def work() -> None:
         allow_descriptors()
         loaded = load_config(config)
         logs = configure_logging(file=loaded.logging.file, level=loaded.logging.level)
-        made = Daemon(loaded, logs) if shape is None else FilledDaemon(loaded, logs, shape=shape, batches=batches)
         try:
-            anyio.run(made.run, backend="asyncio", backend_options={"use_uvloop": True})
+            anyio.run(kind(loaded, logs, **options).run, backend="asyncio", backend_options={"use_uvloop": True})
         finally:
             logs.close()
 

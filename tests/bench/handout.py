@@ -14,7 +14,7 @@ from pathlib import Path
 
 from orchestrator.client import Batch, RolloutClient
 
-from .daemons import daemon, process, write_config
+from .daemons import FilledDaemon, daemon, process, write_config
 from .measure import Taken, cpu, cpu_ratio, exponent, interleave, wall, wall_ratio, watched
 from .peers import orjson_peer
 from .result import Figure, Goal, Options, Result
@@ -55,7 +55,7 @@ def ours(folder: Path, shape: Shape, turns: int) -> Iterator[Callable[[], Taken]
     rollout = {"num_rollout": whole, "over_sampling_batch_size": 2 * whole * GROUPS_A_BATCH}
     config = write_config(folder, weights=CURVES, rollout=rollout, sampling={"max_new_tokens": shape.tokens})
     with (
-        daemon(config, shape=shape, batches=whole) as pid,
+        daemon(config, FilledDaemon, shape=shape, batches=whole) as pid,
         RolloutClient(folder / "sock", connect_timeout_s=120) as client,
     ):
         client.status()

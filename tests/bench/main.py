@@ -19,7 +19,7 @@ from .peers import ALL_PEERS, USUAL_PEERS, peers_python
 from .picture import draw
 from .result import Options, Result, Unavailable
 
-BENCHMARKS = ("handout", "mixture", "waiting", "start", "logging")
+BENCHMARKS = ("handout", "through", "inflight", "snapshot", "mixture", "waiting", "start", "logging")
 ROUNDS = 7
 QUICK_ROUNDS = 5
 

@@ -16,6 +16,7 @@ from typing import Final
 from ..result import Unavailable
 
 ROOT: Final = Path(__file__).parents[3]
+PROGRAMS: Final = Path(__file__).parent
 FOLDER: Final = ROOT / ".venv-peers"
 
 REQUIREMENTS: Final[Mapping[str, tuple[str, ...]]] = {

@@ -1,0 +1,240 @@
+"""Finished groups on their way through: from the lists of an engine's answer to a trainer's arrays.
+
+Against ZeroMQ and Redis streams, whose producers begin with the same lists. All that takes part counts: producer,
+server, consumer; ours also logs to a disk, leases and keeps the mixture. In ours a task in a real daemon puts finished
+groups in whenever there is room. At one size the same is measured with the scripted engine and all stages in between
+(pool, generation in pieces of 16 tokens, scoring, filter); what the engine's own invention of tokens costs is measured
+beside it and taken off.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+from orchestrator.client import RolloutClient
+from orchestrator.engines import SamplingParams
+from orchestrator.engines.port import GenerationRequest
+from orchestrator.engines.scripted import ScriptedEngine
+
+from .daemons import FedDaemon, daemon, write_config
+from .handout import read_columns
+from .measure import Taken, cpu, cpu_ratio, exponent, interleave, wall, watched
+from .peers import PROGRAMS
+from .result import Figure, Goal, Options, Result, Unavailable
+from .work import GROUPS_A_BATCH, PROMPT_TOKENS, SAMPLES, Shape
+
+SIZES = (64, 1024, 4096)
+STANDARD_SIZE = 1024
+BATCHES_A_TURN = {64: 6, 1024: 2, 4096: 1}
+SETTLE_S = 0.02
+DEADLINE_S = 120.0
+
+
+WEIGHTS: dict[str, float | str] = {"easy": "lambda step: 0.75", "hard": "lambda step: 0.25"}
+COUNTS = {"easy": 24, "hard": 8}
+
+
+def take(client: RolloutClient, batches: int, tokens: int) -> None:
+    for _ in range(batches):
+        batch = client.get_batch(timeout_s=60)
+        assert read_columns(batch) == GROUPS_A_BATCH * SAMPLES * tokens
+        client.ack(batch.lease)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait until it is so.
+
+    Raises:
+        Unavailable: it did not come to be.
+    """
+    end = time.monotonic() + DEADLINE_S
+    while not condition():
+        if time.monotonic() > end:
+            raise Unavailable("the daemon did not come to rest")
+        time.sleep(SETTLE_S)
+
+
+@contextmanager
+def fed(folder: Path, tokens: int) -> Iterator[Callable[[], Taken]]:
+    """Turns of the daemon that finished groups are put into: as many come in as are taken."""
+    batches = BATCHES_A_TURN[tokens]
+    config = write_config(folder, weights=WEIGHTS, sampling={"max_new_tokens": tokens})
+    shape, held = Shape("", tokens, 0 if tokens == SIZES[0] else 4096), batches + 4
+    with (
+        daemon(config, FedDaemon, shape=shape, batches=held, counts=COUNTS) as pid,
+        RolloutClient(folder / "sock", connect_timeout_s=60) as client,
+    ):
+
+        def is_full() -> bool:
+            sources = client.status()["sources"]
+            return all(sources[name]["groups"]["buffered"] >= held * count for name, count in COUNTS.items())
+
+        def turn() -> Taken:
+            with watched(pid) as watch:
+                take(client, batches, tokens)
+                until(is_full)
+            return watch.taken(batches * GROUPS_A_BATCH * SAMPLES)
+
+        until(is_full)
+        yield turn
+
+
+@contextmanager
+def generating(folder: Path, tokens: int) -> Iterator[Callable[[], Taken]]:
+    """Turns of the daemon with its scripted engine: as much is generated as is taken."""
+    folder.mkdir()
+    prompt = "p" * (PROMPT_TOKENS - 8)
+    lines = (f'{{"prompt": "{prompt}{i:08}", "label": "x"}}\n' for i in range(2000))
+    (folder / "prompts.jsonl").write_text("".join(lines))
+    engine = {"kind": "scripted", "time_scale": 0.0, "max_in_flight": 64}
+    config = write_config(
+        folder, weights=WEIGHTS, engines=[engine], rollout={"chunk_tokens": None}, sampling={"max_new_tokens": tokens}
+    )
+    with daemon(config) as pid, RolloutClient(folder / "sock", connect_timeout_s=60) as client:
+
+        def is_quiet() -> bool:
+            return not client.status()["generation"]["in_flight"]
+
+        def turn() -> Taken:
+            with watched(pid) as watch:
+                take(client, 1, tokens)
+                until(is_quiet)
+            return watch.taken(GROUPS_A_BATCH * SAMPLES)
+
+        take(client, 1, tokens)
+        until(is_quiet)
+        yield turn
+
+
+def engine_alone(tokens: int) -> Callable[[], Taken]:
+    """Turns of the scripted engine by itself, its chunks thrown away."""
+    engine = ScriptedEngine(name="e", time_scale=0.0)
+    prompt = list(b"p" * PROMPT_TOKENS)
+    samples = 4 * SAMPLES
+
+    async def generate() -> Taken:
+        with watched() as watch:
+            for i in range(samples):
+                request = GenerationRequest(
+                    request_id=str(i),
+                    tokens=prompt,
+                    generated=0,
+                    max_new_tokens=tokens,
+                    sampling=SamplingParams(max_new_tokens=tokens),
+                    sample_index=i,
+                )
+                await engine.generate(request, lambda *_: None)
+        return watch.taken(samples)
+
+    return lambda: anyio.run(generate, backend="asyncio", backend_options={"use_uvloop": True})
+
+
+@contextmanager
+def peer(name: str, python: str, folder: Path, tokens: int) -> Iterator[Callable[[], Taken]]:
+    """Turns of a peer's producer and consumer, with its server if it has one."""
+    address = str(folder / f"{name}-{tokens}")
+    shape = [str(tokens), str(SAMPLES), "0" if tokens == SIZES[0] else "4096"]
+    with ExitStack() as stack:
+        pids = []
+
+        def start(*arguments: str) -> subprocess.Popen[str]:
+            process = subprocess.Popen(
+                [python, str(PROGRAMS / f"{name}_peer.py"), *arguments],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE if arguments[0] != "serve" else subprocess.DEVNULL,
+                text=True,
+            )
+            stack.callback(_end, process)
+            pids.append(process.pid)
+            return process
+
+        if name == "redis":
+            start("serve", address)
+            _await(address)
+        ends = [start(role, address, *shape) for role in ("produce", "consume")]
+        for end in ends:
+            _hear(end, "ready")
+
+        def turn() -> Taken:
+            groups = BATCHES_A_TURN[tokens] * GROUPS_A_BATCH
+            with watched(*pids) as watch:
+                for end in ends:
+                    assert end.stdin is not None
+                    end.stdin.write(f"{groups}\n")
+                    end.stdin.flush()
+                for end in ends:
+                    _hear(end, "done")
+            return watch.taken(groups * SAMPLES)
+
+        yield turn
+
+
+def _await(path: str) -> None:
+    end = time.monotonic() + 20
+    while not os.path.exists(path):
+        if time.monotonic() > end:
+            raise Unavailable("the Redis server did not start")
+        time.sleep(SETTLE_S)
+
+
+def _hear(process: subprocess.Popen[Any], word: str) -> None:
+    assert process.stdout is not None
+    if process.stdout.readline().strip() != word:
+        raise Unavailable(f"a peer ended: {process.args}")
+
+
+def _end(process: subprocess.Popen[Any]) -> None:
+    process.kill()
+    process.wait()
+    for stream in (process.stdin, process.stdout):
+        if stream is not None:
+            stream.close()
+
+
+def run(options: Options) -> Result:
+    result = Result("through", "Finished groups, from lists to a trainer's arrays", "a sample", "tokens a response")
+    names = [name for name in options.peers if name in ("zmq", "redis")]
+    for tokens in SIZES:
+        folder = options.folder / str(tokens)
+        folder.mkdir()
+        with ExitStack() as stack:
+            turns = {
+                name: stack.enter_context(peer(name, options.peers_python or "", folder, tokens)) for name in names
+            }
+            turns["orchestrator"] = stack.enter_context(fed(folder, tokens))
+            if tokens == STANDARD_SIZE:
+                turns["scripted engine alone"] = engine_alone(tokens)
+                turns["with the scripted engine"] = stack.enter_context(generating(folder / "all", tokens))
+            rounds = interleave(turns, options.rounds)
+        result.figures += [Figure(name, tokens, wall(taken), cpu(taken)) for name, taken in rounds.items()]
+        if tokens == STANDARD_SIZE:
+            result.goals += goals(rounds, names)
+    points = [(figure.size, figure.cpu_us) for figure in result.figures if figure.contender == "orchestrator"]
+    result.growth = (
+        f"CPU time a sample grows as tokens^{exponent(points):.2f}, from {SIZES[0]} to {SIZES[-1]} tokens"
+        f" ({exponent(points[1:]):.2f} from {SIZES[1]} on)"
+    )
+    return result
+
+
+def goals(rounds: dict[str, list[Taken]], names: list[str]) -> list[Goal]:
+    found = []
+    if "redis" in names:
+        what = "CPU of Redis streams and msgpack, of ours"
+        found.append(Goal(what, cpu_ratio(rounds, "redis", "orchestrator"), " x", at_least=1.5))
+    if "zmq" in names:
+        what = "CPU of ours, of raw ZeroMQ"
+        found.append(Goal(what, cpu_ratio(rounds, "orchestrator", "zmq"), " x", at_most=1.5))
+    pairs = zip(rounds["with the scripted engine"], rounds["scripted engine alone"], strict=True)
+    stages = statistics.median(a.cpu - b.cpu for a, b in pairs)
+    found.append(Goal("all stages, without the engine's own invention", stages, " µs of CPU a sample"))
+    return found
