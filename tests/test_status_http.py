@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import socket
 import urllib.error
 import urllib.request
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from orchestrator.status.stream import MAX_STREAMS
+
+from .browser import free_port, until
 from .daemon_process import daemon, write_config
 
 pytestmark = pytest.mark.timeout(60)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def fetch(port: int, path: str) -> tuple[int, str]:
@@ -72,3 +72,76 @@ def test_not_ready_while_no_engine_is_up_and_the_cause_says_so(tmp_path: Path) -
         code, text = fetch(port, "/-/ready")
         assert code == 503
         assert "gone is down" in text
+
+
+class Stream:
+    """One page's stream of events, read with a plain socket."""
+
+    def __init__(self, port: int, last_id: str = "") -> None:
+        self._socket = socket.create_connection(("127.0.0.1", port), timeout=20)
+        head = f"GET /events HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
+        self._socket.sendall((head + (f"Last-Event-ID: {last_id}\r\n" if last_id else "") + "\r\n").encode())
+        self._lines = self._socket.makefile("rb")
+        self.code = int(self._lines.readline().split()[1])
+
+    def event(self, name: str) -> tuple[str, dict[str, Any]]:
+        """Id and data of the next event of that name."""
+        identifier, found = "", False
+        for line in self._lines:
+            if line.startswith(b"id: "):
+                identifier = line[4:].strip().decode()
+            elif line.startswith(b"event: "):
+                found = line[7:].strip().decode() == name
+            elif found and line.startswith(b"data: "):
+                return identifier, json.loads(line[6:])
+        raise AssertionError("the stream ended")
+
+    def close(self) -> None:
+        self._lines.close()
+        self._socket.close()
+
+
+def test_the_page_is_for_this_machine_and_what_it_missed_comes_again(tmp_path: Path) -> None:
+    port = free_port()
+    with daemon(write_config(tmp_path, status={"http": f"127.0.0.1:{port}"})) as process, process.connect() as client:
+
+        def asked(path: str, host: str, method: str = "GET") -> tuple[int, dict[str, str]]:
+            link = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+            with closing(link):
+                link.request(method, path, headers={"Host": host})
+                answer = link.getresponse()
+                answer.read()
+                return answer.status, dict(answer.headers)
+
+        for host, code in (("localhost", 200), (f"127.0.0.1:{port}", 200), ("[::1]:1", 200), ("evil.example", 421)):
+            assert asked("/", host)[0] == asked("/metrics", host)[0] == code
+        assert asked("/../../pyproject.toml", "localhost")[0] == asked("/page/index.html", "localhost")[0] == 404
+        assert asked("/status", "localhost", "POST")[0] == 405
+        for path in ("/", "/status", "/nothing", "/uplot/LICENSE"):
+            assert "default-src 'none'" in asked(path, "localhost")[1]["Content-Security-Policy"]
+
+        for _ in range(3):
+            client.ack(client.get_batch(timeout_s=30).lease)
+        streams = [Stream(port)]
+        seen, data = streams[0].event("steps")
+        assert data["reset"]
+        assert [point["step"] for point in data["points"]] == [0, 1, 2]
+        assert streams[0].event("status")[1]["step"] == 3
+        client.ack(client.get_batch(timeout_s=30).lease)
+        pushed = streams[0].event("steps")[1]
+        assert (pushed["reset"], [point["step"] for point in pushed["points"]]) == (False, [3])
+        streams += [Stream(port, seen), Stream(port, "another-process:2"), Stream(port, f"{seen}x")]
+        answers = [stream.event("steps")[1] for stream in streams[1:]]
+        assert [(data["reset"], len(data["points"])) for data in answers] == [(False, 1), (True, 4), (True, 4)]
+
+        streams += [Stream(port) for _ in range(MAX_STREAMS - len(streams))]
+        assert {stream.code for stream in streams} == {200}
+        assert fetch(port, "/events")[0] == 503
+        for stream in streams:
+            stream.close()
+        until(lambda: one_more(port) == 200, "closed pages make room")
+
+
+def one_more(port: int) -> int:
+    with closing(Stream(port)) as stream:
+        return stream.code
