@@ -4,7 +4,8 @@ Invariants:
 
 * A pure function of a status; who shows it adds nothing of their own.
 * ``level`` says how loud: ``late`` (somebody waits, and longer than a moment), ``waiting`` (a batch is not there yet,
-  or the run is kept from going on), ``good``, ``quiet`` (it has ended).
+  or the run is kept from going on), ``good`` (also while the trainer works on a batch and nothing but time is lacking
+  for the next one), ``quiet`` (it has ended).
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ __all__ = ["headline"]
 
 MOMENT_S: Final = 2.0
 """A batch that is waited for no longer than this is not late yet."""
+
+NOTHING_WRONG: Final = frozenset({"generation", "scoring", "slots"})
+"""Causes of a source that go away by themselves."""
 
 
 def headline(status: Mapping[str, Any]) -> dict[str, str]:
@@ -34,7 +38,8 @@ def headline(status: Mapping[str, Any]) -> dict[str, str]:
     if status["generation"]["draining"]:
         return _say("waiting", "Drained: nothing is launched any more; what is there is handed out.")
     if cause is not None:
-        return _say("waiting", f"{_trainer(status)} The next batch is not there yet: {cause['sentence']}")
+        level = "good" if _is_busy(status) and _only_takes_time(cause) else "waiting"
+        return _say(level, f"{_trainer(status)} The next batch is not there yet: {cause['sentence']}")
     if status["is_finished"]:
         return _say("good", f"{_trainer(status)} It is the end of the run.")
     return _say("good", f"{_trainer(status)} The next batch is ready.")
@@ -42,6 +47,18 @@ def headline(status: Mapping[str, Any]) -> dict[str, str]:
 
 def _say(level: str, text: str) -> dict[str, str]:
     return {"level": level, "text": text}
+
+
+def _is_busy(status: Mapping[str, Any]) -> bool:
+    """Whether a trainer works on a batch."""
+    return any(lease["held_s"] is not None for lease in status["leases"])
+
+
+def _only_takes_time(cause: Mapping[str, Any]) -> bool:
+    """The trainer has paused generation to change parameters, or every source that lacks groups generates them."""
+    if cause["kind"] == "paused":
+        return True
+    return cause["kind"] == "sources" and all(entry["kind"] in NOTHING_WRONG for entry in cause["sources"])
 
 
 def _trainer(status: Mapping[str, Any]) -> str:
