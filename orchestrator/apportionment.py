@@ -177,7 +177,10 @@ def _take(owed: Sequence[int], cups: Sequence[int], size: int) -> dict[int, int]
     """
     if not cups:
         return {}
-    taken = {i: min(size, max(0, owed[i] // _UNITS_PER_GROUP)) for i in cups}
+    taken = dict.fromkeys(cups, 0)
+    for i in cups:
+        if owed[i] >= _UNITS_PER_GROUP:
+            taken[i] = min(size, owed[i] // _UNITS_PER_GROUP)
     missing = size - sum(taken.values())
     if missing > 0:
         fullest = [(taken[i] * _UNITS_PER_GROUP - owed[i], i) for i in cups]

@@ -262,7 +262,8 @@ class Ledger:
         if event.step != self.step:
             raise CorruptState(f"a batch of step {event.step} where step {self.step} is next")
         taken: dict[str, list[int]] = {name: [] for name in self.sources}
-        owner = {index: name for name, state in self.sources.items() for index in state.ready}
+        wanted = {index for share in event.shares for index in share}
+        owner = {index: name for name, state in self.sources.items() for index in state.ready.keys() & wanted}
         for share in event.shares:
             for index in share:
                 taken[owner[index]].append(index)

@@ -50,12 +50,14 @@ class Weight:
             WeightError: the result is not a finite number >= 0, or the function raised.
         """
         try:
-            result = self.function(step, stats) if self.is_adaptive else self.function(step)
+            result = self.function(step, stats) if self.kind == "adaptive" else self.function(step)
         except WeightError:
             raise
         except Exception as error:
             message = f"{self.text} raised {type(error).__name__} at step {step}: {error}"
             raise WeightError(message) from error
+        if type(result) is float and 0.0 <= result < math.inf:
+            return result
         value = _usable(result)
         if value is None:
             raise WeightError(f"{self.text} at step {step} gives {str(result)[:60]}, {_EXPECTED}")

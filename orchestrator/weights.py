@@ -9,6 +9,7 @@ Invariants:
   :data:`MAX_LOOK_BACK_STEPS`), and a later value never stands in for an earlier one.
 * Rows are of finite numbers >= 0, whatever a user's function returns or raises; each failure is a warning in the row.
 * A weight is evaluated once a step as long as the step is remembered (:data:`MAX_REMEMBERED_STEPS`).
+* So is a row of all sources, if none of its weights is adaptive: nobody changes its mappings.
 * Setting a weight at run time hides the configured one and forgets nothing of it.
 """
 
@@ -40,6 +41,7 @@ class WeightHistory:
     def __init__(self, weight: Weight, stats: Callable[[], SourceStats] = lambda: NO_STATS) -> None:
         self.weight = weight
         self._stats = stats
+        self._is_adaptive = weight.is_adaptive
         self._values: dict[int, tuple[float | None, str | None]] = {}
 
     def at(self, step: int) -> tuple[float | None, str | None]:
@@ -47,7 +49,7 @@ class WeightHistory:
 
         The value is ``None`` if the weight failed there and at all the steps before that were looked at.
         """
-        if self.weight.is_adaptive:  # not remembered: the same step has another weight once a batch has formed
+        if self._is_adaptive:  # not remembered: the same step has another weight once a batch has formed
             stats = self._stats()
             try:
                 return self.weight(step, stats), None
@@ -55,17 +57,14 @@ class WeightHistory:
                 return stats.weight, error.message
         known = self._values.get(step)
         if known is None:
-            known = self._evaluate(step)
+            try:
+                known = self.weight(step), None
+            except WeightError as error:
+                known = self._before(step), error.message
             if len(self._values) >= MAX_REMEMBERED_STEPS:
                 del self._values[next(iter(self._values))]
             self._values[step] = known
         return known
-
-    def _evaluate(self, step: int) -> tuple[float | None, str | None]:
-        try:
-            return self.weight(step), None
-        except WeightError as error:
-            return self._before(step), error.message
 
     def _before(self, step: int) -> float | None:
         """The value in force at the step before, looking back until there is one."""
@@ -114,6 +113,7 @@ class WeightTable:
     ) -> None:
         self._stats = stats
         self._live: dict[str, WeightHistory] = {}
+        self._rows: dict[int, WeightRow] = {}
         self.revision = 0
         """Rises with every change, so that plans made from the table know when they are out of date."""
         self.replace(names, weights)
@@ -150,7 +150,7 @@ class WeightTable:
             self._live.pop(source, None)
         else:
             self._live[source] = self._new(source, weight)
-        self.revision += 1
+        self._changed()
 
     def replace(self, names: Sequence[str], weights: Sequence[Weight]) -> None:
         """Take over the sources and weights of a changed config; weights set at run time stay in force.
@@ -164,6 +164,11 @@ class WeightTable:
         # Anew also where the text is the same: the code behind it may have changed.
         self._configured = {name: self._new(name, weight) for name, weight in zip(names, weights, strict=True)}
         self._live = {name: history for name, history in self._live.items() if name in self._configured}
+        self._changed()
+
+    def _changed(self) -> None:
+        self._rows.clear()
+        self._has_adaptive = bool(self.adaptive)
         self.revision += 1
 
     def overrides(self) -> dict[str, str]:
@@ -172,6 +177,18 @@ class WeightTable:
 
     def at(self, step: int, *, active: Collection[str] | None = None) -> WeightRow:
         """The weights at a step; ``active`` are the sources that take part, ``None`` for all."""
+        if active is not None and not self._configured.keys() <= (taking_part := frozenset(active)):
+            return self._row(step, taking_part)
+        known = self._rows.get(step)
+        if known is None:
+            known = self._row(step, frozenset(self.names))
+            if not self._has_adaptive:  # of the step alone; every plan asks for the same steps again
+                if len(self._rows) >= MAX_REMEMBERED_STEPS:
+                    del self._rows[next(iter(self._rows))]
+                self._rows[step] = known
+        return known
+
+    def _row(self, step: int, active: frozenset[str]) -> WeightRow:
         raw: dict[str, float] = {}
         warnings: list[str] = []
         for name, history in (self._configured | self._live).items():
@@ -180,7 +197,7 @@ class WeightTable:
             if problem is not None:
                 kept = "it counts as 0" if value is None else f"its last good value {value:g} is kept"
                 warnings.append(f"weight of {name} at step {step}: {problem}; {kept}")
-        taking_part = raw if active is None else {name: raw[name] for name in self.names if name in active}
+        taking_part = {name: raw[name] for name in self.names if name in active}
         largest = max(taking_part.values(), default=0.0)
         if largest <= 0.0:
             return WeightRow(step, raw, dict.fromkeys(self.names, 0.0), tuple(warnings))

@@ -27,6 +27,10 @@ _DTYPES: Final[dict[str, str]] = {
     "text": "U8",
 }
 _STATUSES: Final = frozenset(SampleStatus)
+_NUMBERS: Final = (int, float)
+_OBJECT_OR_NULL: Final = (dict, type(None))
+"""Types as JSON is read; these checks are made for every sample of every batch, and most of a small batch's cost."""
+
 _ITEM_BYTES: Final = {"U8": 1, "I32": 4, "F32": 4, "I64": 8}
 
 
@@ -85,15 +89,19 @@ def _check_offsets(frame: GroupFrame, name: str, n: int, total: int) -> list[int
 def _check_sample(i: int, sample: Any, tokens: int) -> None:
     if not isinstance(sample, dict) or type(sample.get("index")) is not int or sample.get("status") not in _STATUSES:
         raise FrameError(f"sample {i} is an object with an integer `index` and a known `status`")
-    reward = sample.get("reward")
-    if isinstance(reward, bool) or not isinstance(reward, int | float) or not math.isfinite(reward):
+    reward: Any = sample.get("reward")
+    if type(reward) not in _NUMBERS or not math.isfinite(reward):
         raise FrameError(f"sample {i}: its reward is {reward!r}, a finite number is expected")
-    if not isinstance(sample.get("metadata"), dict | None):
+    if type(sample.get("metadata")) not in _OBJECT_OR_NULL:
         raise FrameError(f"sample {i}: `metadata` is an object")
-    versions = sample.get("versions")
-    if not isinstance(versions, list) or not all(map(_is_run, versions)):
+    versions, counted = sample.get("versions"), 0
+    if not isinstance(versions, list):
         raise FrameError(f"sample {i}: `versions` is a list of [version, number of tokens]")
-    if sum(count for _, count in versions) != tokens:
+    for run in versions:
+        if not _is_run(run):
+            raise FrameError(f"sample {i}: `versions` is a list of [version, number of tokens]")
+        counted += run[1]
+    if counted != tokens:
         raise FrameError(f"sample {i}: the counts of its versions do not add up to its {tokens} tokens")
 
 
