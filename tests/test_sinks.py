@@ -114,6 +114,27 @@ async def test_a_sink_that_cannot_begin_ends_nothing_and_what_it_never_took_is_s
     assert watched.feed.statistics().lost == 1
 
 
+async def test_what_a_sink_that_hangs_has_not_taken_at_the_end_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed_module, "SLOW_S", 0.05)
+    (tmp_path / "mood").write_text("hang")
+    log = LogCapture()
+    feed = SinkFeed("test", "here", package(tmp_path), log=structlog.wrap_logger(None, processors=[log]))
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(feed.run)
+        feed.offer(figures(0))
+        await Watched(feed, log).until(lambda: feed.statistics().fault is not None)
+        assert str(feed.statistics().fault).startswith("no answer for")
+        with anyio.move_on_after(0.2) as patience:  # as the daemon does it when it ends
+            await feed.close()
+        assert patience.cancelled_caught
+        tasks.cancel_scope.cancel()
+    assert [entry["log_level"] for entry in log.entries] == ["warning"]
+    assert "test did not take the last steps, 1 of them: no answer for" in log.entries[0]["event"]
+    assert feed.statistics().lost == 1
+
+
 # -- metrics.jsonl ----------------------------------------------------------------------------------------------------
 
 

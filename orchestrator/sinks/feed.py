@@ -35,6 +35,10 @@ LONGEST_RETRY_S: Final = 60.0
 """Between tries of a sink that fails; the first start of some packages takes seconds of a core."""
 
 
+SLOW_S: Final = 10.0
+"""A call that takes longer is named while it lasts; the first start of some packages takes nearly as long."""
+
+
 class SinkFailed(OrchestratorError, RuntimeError):
     """A sink did not take its steps; the message says why, and what to do."""
 
@@ -115,6 +119,7 @@ class SinkFeed:
         self._newest: int | None = None
         self._fault: str | None = None
         self._pause_s = FIRST_RETRY_S
+        self._since: float | None = None
 
     def offer(self, figures: StepFigures) -> None:
         """One more step; returns at once."""
@@ -134,8 +139,12 @@ class SinkFeed:
             lost=self._lost,
             failures=self._failures,
             newest_step=self._newest,
-            fault=self._fault,
+            fault=self._fault or self._slowness(),
         )
+
+    def _slowness(self) -> str | None:
+        taken = 0.0 if self._since is None else anyio.current_time() - self._since
+        return f"no answer for {taken:.0f} s" if taken > SLOW_S else None
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
         """Bring steps to the sink until :meth:`close` or cancelled."""
@@ -144,6 +153,10 @@ class SinkFeed:
             await self._bring()
             await self._finish()
         finally:
+            if self._queue:
+                self._lost += len(self._queue)
+                why = self.statistics().fault or "the daemon ends"
+                self._log.warning(f"{self.name} did not take the last steps, {len(self._queue)} of them: {why}")
             with anyio.CancelScope(shield=True):
                 await self._sink.aclose()
             self._ended.set()
@@ -168,14 +181,17 @@ class SinkFeed:
     async def _turn(self) -> bool:
         """Give the sink what has come, and on a failure wait until the next try; whether it took it."""
         steps = list(itertools.islice(self._queue, BATCH_STEPS))
+        self._since = anyio.current_time()
         try:
             await self._sink.write(steps)
         except SinkFailed as error:
+            self._since = None
             self._note(error)
             with anyio.move_on_after(self._pause_s):
                 await self._closing.wait()
             self._pause_s = min(2 * self._pause_s, LONGEST_RETRY_S)
             return False
+        self._since = None
         self._took(steps)
         return True
 
@@ -196,9 +212,6 @@ class SinkFeed:
             self._log.warning(f"{self.name} does not take the metrics: {error}; it is tried again")
 
     async def _finish(self) -> None:
-        if self._queue:
-            self._lost += len(self._queue)
-            self._log.warning(f"{self.name} did not take the last steps, {len(self._queue)} of them: {self._fault}")
         try:
             await self._sink.finish()
         except SinkFailed as error:
