@@ -36,7 +36,7 @@ def run(config: Path, /, *, allow_source_changes: Annotated[bool, Parameter(nega
 
     file = config.absolute()
     settings = load_config(file)
-    logs = configure_logging(file=settings.logging.file, level=settings.logging.level)
+    logs = configure_logging(file=settings.logging.file, level=settings.logging.level, run=settings.run.name)
 
     async def main() -> None:
         await Daemon(settings, logs, file=file, allow_source_changes=allow_source_changes).run()

@@ -66,6 +66,7 @@ def configure_logging(
     service: str = "rollout-orchestrator",
     stream: TextIO | None = None,
     json: bool = False,
+    run: str | None = None,
 ) -> LogHandle:
     """Begin to log, to a file or to a stream.
 
@@ -77,6 +78,7 @@ def configure_logging(
         service: ``service.name`` of every line.
         stream: has a file descriptor, which is duplicated; ``None`` for standard output.
         json: JSON on a terminal too.
+        run: ``labels.run`` of every line, by which the runs of one index are told apart.
 
     Raises:
         StateError: the file cannot be opened.
@@ -86,7 +88,9 @@ def configure_logging(
         raise ValueError(f"no log level {level!r}; there are {', '.join(LEVELS)}")
     sink = Sink(file, sys.stdout if stream is None else stream)
     is_text = sink.is_terminal and not json
-    return LogHandle(sink, ConsoleLines(colors=True) if is_text else EcsLines(service), level=level, is_text=is_text)
+    return LogHandle(
+        sink, ConsoleLines(colors=True) if is_text else EcsLines(service, run), level=level, is_text=is_text
+    )
 
 
 class LogHandle:

@@ -61,10 +61,12 @@ class EcsLines:
 
     Args:
         service: ``service.name`` of every line.
+        run: ``labels.run`` of every line; ``None`` for none.
     """
 
-    def __init__(self, service: str) -> None:
+    def __init__(self, service: str, run: str | None = None) -> None:
         self._service = service
+        self._run = {} if run is None else {"run": run}
         self._process = secrets.token_hex(8)
         self._numbers = itertools.count()
 
@@ -81,7 +83,7 @@ class EcsLines:
         return text if len(text) <= MAX_LINE_BYTES else self._cut(line, len(text))
 
     def _head(self, method: str, message: str, dataset: str) -> dict[str, Any]:
-        return {
+        head: dict[str, Any] = {
             "@timestamp": datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
             "log.level": method,
             "message": message,
@@ -89,6 +91,9 @@ class EcsLines:
             "service": {"name": self._service},
             "event": {"dataset": dataset, "id": f"{self._process}-{next(self._numbers):x}"},
         }
+        if self._run:
+            head["labels"] = {**self._run}
+        return head
 
     def _cut(self, line: dict[str, Any], size: int) -> bytes:
         """The line without its fields, and with the ends that matter of its texts."""
