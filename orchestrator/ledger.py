@@ -173,7 +173,7 @@ class Ledger:
     @property
     def outstanding(self) -> int:
         """Groups in flight and buffered, over all sources."""
-        return sum(state.outstanding for state in self.sources.values())
+        return sum(len(state.in_flight) + len(state.ready) for state in self.sources.values())
 
     # -- the fold ------------------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ at a time, and a batch is whatever finishes first.
 
 from __future__ import annotations
 
+import heapq
 import math
 import random
 from collections import Counter
@@ -157,32 +158,71 @@ class History:
         )
         self.acceptance = {name: Acceptance() for name in case.names}
         self.speed = dict(case.speed)
+        self.turn = 0
         self.handed_out: list[int] = []
+        self._ends: list[tuple[int, int, str]] = []  # turn, group, source: a heap
+        self._stirred = set(case.names)
+        self._planned_about: Any = None
 
     def produce(self) -> None:
         """One turn of all producers and engines."""
-        for name, state in self.ledger.sources.items():
-            demand = self.mixer.demand(name)
-            order = launches(
-                wanted=demand.wanted,
-                next_count=demand.next_count,
-                buffered=len(state.ready),
-                in_flight=len(state.in_flight),
-                acceptance=self.acceptance[name].value,
-                bound=demand.bound,
-            )
-            for _ in range(order.count):
-                launch(self.journal, name, n=self.samples, rows=ROWS)
-            if order.count:
-                assert state.outstanding <= max(demand.bound, demand.next_count), "bounds act at launch"
-            for flight in list(state.in_flight.values()):
-                if self.rng.random() < self.speed[name]:
-                    self.finish(name, flight.group_index)
+        for name in self._asked():
+            self._launch(name)
+        while self._ends and self._ends[0][0] <= self.turn:
+            _, index, name = heapq.heappop(self._ends)
+            self.finish(name, index)
+        self.turn += 1
+
+    def _asked(self) -> list[str]:
+        """The sources whose producers have something to do: of which a group has ended, or all, as it is in the daemon
+        when the plan may have changed."""
+        about = (self.ledger.plan_revision, self.table.revision, self.mixer.is_borrowing)
+        if about != self._planned_about or self.mixer.is_borrowing:
+            self._planned_about = about
+            self._stirred.update(self.case.names)
+        asked = [name for name in self.case.names if name in self._stirred]
+        self._stirred.clear()
+        return asked
+
+    def _launch(self, name: str) -> None:
+        state, demand = self.ledger.sources[name], self.mixer.demand(name)
+        order = launches(
+            wanted=demand.wanted,
+            next_count=demand.next_count,
+            buffered=len(state.ready),
+            in_flight=len(state.in_flight),
+            acceptance=self.acceptance[name].value,
+            bound=demand.bound,
+        )
+        for _ in range(order.count):
+            event = launch(self.journal, name, n=self.samples, rows=ROWS)
+            if event is None:
+                break
+            self._draw_end(name, event.group_index)
+        if order.count:
+            assert state.outstanding <= max(demand.bound, demand.next_count), "bounds act at launch"
+
+    def _draw_end(self, name: str, index: int) -> None:
+        """In each turn the group ends with the chance of its source's speed: drawn at once, not turn by turn."""
+        if speed := self.speed[name]:
+            turns = 0 if speed == 1.0 else int(math.log(1.0 - self.rng.random()) / math.log(1.0 - speed))
+            heapq.heappush(self._ends, (self.turn + turns, index, name))
+
+    def set_speed(self, **speed: float) -> None:
+        """From now on; also of what is in flight."""
+        self.speed |= speed
+        self._ends = [end for end in self._ends if end[2] not in speed]
+        heapq.heapify(self._ends)
+        for name in speed:
+            for index in self.ledger.sources[name].in_flight:
+                self._draw_end(name, index)
 
     def finish(self, name: str, index: int) -> None:
         """A group ends: fails, is filtered, or is buffered."""
+        self._stirred.add(name)
         if self.rng.random() < self.case.failure_rate[name]:
             self.journal.record(Dropped(name, index, "failed", [], False))
+            self._stirred.update(self.case.names)
             return
         kept = self.rng.random() >= self.case.drop_rate[name]
         rewards = [1.0] * self.samples
@@ -196,6 +236,7 @@ class History:
             self.journal.store_group(frame_for(event, lengths=(self.rng.randint(1, 5),) * flight.n, rewards=rewards))
         else:
             self.journal.record(Dropped(name, index, "zero_std", [1] * self.samples, False, rewards))
+            self._stirred.update(self.case.names)
 
     def next_batch(self) -> LeasedBatch:
         """Produce until the next batch can be formed."""
@@ -206,6 +247,8 @@ class History:
                 return formed
             assert isinstance(formed, Shortage)
             self.produce()
+            if not self._stirred and self._ends:  # nothing happens until then
+                self.turn = max(self.turn, self._ends[0][0])
         raise AssertionError(f"no batch at step {self.ledger.step}: {formed}")
 
 

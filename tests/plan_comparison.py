@@ -54,7 +54,7 @@ class Scenario:
     """What the ways of asking are compared on.
 
     ``weights`` of the two sources; ``longest`` response of each, in tokens, and the share of its groups that a filter
-    drops. ``in_flight``: requests that the engine takes at a time, 100 tokens a second each. ``length`` and ``tail``
+    drops. ``in_flight``: requests that the engine takes at a time, ``tokens_per_s`` of each. ``length`` and ``tail``
     of its responses as of :class:`ScriptedEngine`. ``train_s``: of a step.
     """
 
@@ -66,6 +66,7 @@ class Scenario:
     lookahead: int = 3
     max_staleness: int = 3
     in_flight: int = 64
+    tokens_per_s: float = 100.0
     length: tuple[int, int] = (20, 800)
     tail: float | None = None
     train_s: float = 5.0
@@ -84,12 +85,16 @@ _RISING: Final = f"min(max((step % {2 * PERIOD} - {PERIOD}) / {CROSSING}, 0.0), 
 
 CROSSINGS: Final = Scenario(
     weights={"easy": f"lambda step: 0.95 - 0.9 * {_RISING}", "hard": f"lambda step: 0.05 + 0.9 * {_RISING}"},
-    longest={"easy": 150, "hard": 800},
+    longest={"easy": 15, "hard": 80},
     dropped={"easy": 0.0, "hard": 0.5},
+    in_flight=48,
+    tokens_per_s=10.0,
+    length=(2, 80),
 )
-"""The engine takes the samples of two batches at a time, so that what is produced for nothing takes the place of
-something that is needed. It needs 0.7 s for a batch of easy groups and 4 s for one of hard ones, of which half are
-dropped and which take up to 8 s each: the trainer need not wait if somebody begins with them early enough."""
+"""The engine takes the samples of one batch and a half at a time, so that what is produced for nothing takes the place
+of something that is needed. It needs 0.6 s for a batch of easy groups and 5.5 s for one of hard ones, of which half
+are dropped and which take up to 8 s each: the trainer seldom needs to wait if somebody begins with them early enough.
+Tokens are few, because how many make up a second is nothing that is compared."""
 
 Ask = Callable[[Mixer, Ledger, str], Demand]
 
@@ -272,7 +277,8 @@ class _Run:
             seed=self.seed,
             length=scenario.length,
             tail_sigma=scenario.tail,
-            chunk=400,
+            tokens_per_s=scenario.tokens_per_s,
+            chunk=round(4 * scenario.tokens_per_s),
         )
         async with running_pool(engine, policy_version=self._version) as pool, anyio.create_task_group() as tasks:
             for source in self.ledger.sources:

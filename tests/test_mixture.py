@@ -29,7 +29,8 @@ def test_the_mixture_is_exact_whatever_the_speed_and_the_filters(seed: int) -> N
             assert sum(group.source == name for group in groups) == count >= 0
         ours.add(step, [group.source for group in groups])
         assert ours.is_exact, f"off by {float(ours.worst)} of {float(case.bound)} groups at step {step}"
-        theirs.add(step, origin.next_batch())
+        if theirs.is_exact:  # once it has failed, it has failed
+            theirs.add(step, origin.next_batch())
     assert not theirs.is_exact or len(case.names) == 1, "the origin's rule keeps G1 here: this case shows nothing"
     assert_everything_is_accounted_for(history)
 
@@ -57,11 +58,12 @@ def test_same_seed_same_counts_whatever_the_speed(seed: int) -> None:
 
 def test_short_groups_are_not_preferred() -> None:
     """Bounded overtaking: a slow group is overtaken in at most `lookahead` batches, then its batch waits for it."""
-    history = History(Case.random(0), lookahead=2)
-    for _ in range(30):
+    case = Case({"a": Written(1.0, lambda _: 1.0)}, {"a": 0.02}, {"a": 0.0}, {"a": 0.0}, 4, 1)
+    history, most = History(case, lookahead=2), 0
+    for _ in range(60):
         history.next_batch()
-        for state in history.ledger.sources.values():
-            assert all(flight.overtaken <= 2 for flight in state.in_flight.values())
+        most = max([most, *(flight.overtaken for flight in history.ledger.sources["a"].in_flight.values())])
+    assert most == 2
 
 
 # -- sources of different speed ---------------------------------------------------------------------------------------

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
-
 from .plan_comparison import CROSSINGS, compare
 
 STEPS = 60
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_the_plan_spares_waiting_and_waste(seed: int) -> None:
+def test_the_plan_spares_waiting_and_waste() -> None:
     """On a curriculum that crosses over; the same number of groups buffered in each way."""
-    outcomes = compare(STEPS, seed)
+    outcomes = compare(STEPS, seed=1)
     assert {outcome.trained for outcome in outcomes.values()} == {STEPS * CROSSINGS.batch_size}
     plan = outcomes.pop("plan")
     for name, other in outcomes.items():
