@@ -42,6 +42,7 @@ class GroupOutcome(Enum):
     BUFFERED = "buffered"
     FILTERED = "filtered"
     FAILED = "failed"
+    STALE = "stale"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +117,7 @@ class GroupRunner:
             del self._runs[flight.group_index]
         if run.failure is not None:
             self._drop(run, run.failure)
-            return GroupOutcome.FAILED
+            return GroupOutcome.STALE if run.failure == STALE else GroupOutcome.FAILED
         return self._finish(run)
 
     def oldest(self) -> GroupStanding | None:

@@ -34,8 +34,8 @@ __all__ = ["Producer", "ProducerStatistics"]
 
 FIRST_PAUSE_S: Final = 0.02
 MAX_PAUSE_S: Final = 30.0
-"""After groups that failed in a row their places stay empty for a while, twice as long each time: a reward that always
-raises must not use a source's prompts up at full speed."""
+"""The place of a group that failed stays empty for a while, twice as long each time that groups fail which were
+launched since the last one did: a reward that always raises must not use a source's prompts up at full speed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +100,8 @@ class Producer:
         self._acceptance = Acceptance()
         self._over_bound = 0
         self._failed_in_a_row = 0
+        self._failed_before = 0  # groups with an index below were in flight already when that was counted
+        self._empty_places = 0  # of groups that failed a moment ago
         self._warned_at_step = -1
 
     async def run(self) -> None:
@@ -124,7 +126,7 @@ class Producer:
             wanted=demand.wanted,
             next_count=demand.next_count,
             buffered=len(self._state.ready),
-            in_flight=len(self._state.in_flight),
+            in_flight=len(self._state.in_flight) + self._empty_places,
             acceptance=self._acceptance.value,
             bound=demand.bound,
         )
@@ -151,12 +153,22 @@ class Producer:
     async def _group(self, groups: TaskGroup, flight: InFlight) -> None:
         outcome = await self._runner.run(flight)
         if outcome is GroupOutcome.FAILED:
-            self._failed_in_a_row += 1
-            await anyio.sleep(min(MAX_PAUSE_S, FIRST_PAUSE_S * 2 ** min(self._failed_in_a_row, 16)))
-        else:
+            await self._pause(flight)
+        elif outcome is not GroupOutcome.STALE:  # the age of a group says nothing of its source
             self._failed_in_a_row = 0
             self._acceptance.add(outcome is GroupOutcome.BUFFERED)
         self._start(groups, self._launch())  # its end concerns no other producer: they are not woken
+
+    async def _pause(self, flight: InFlight) -> None:
+        """Keep the place of a group that failed empty for a while."""
+        if flight.group_index >= self._failed_before:
+            self._failed_in_a_row += 1
+            self._failed_before = self._ledger.next_group
+        self._empty_places += 1
+        try:
+            await anyio.sleep(min(MAX_PAUSE_S, FIRST_PAUSE_S * 2 ** min(self._failed_in_a_row, 16)))
+        finally:
+            self._empty_places -= 1
 
     def statistics(self) -> ProducerStatistics:
         """Counts since the start."""

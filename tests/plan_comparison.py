@@ -191,7 +191,7 @@ class _Prompts:
         return
 
 
-class _Reward:
+class AnyReward:
     """Any number will do."""
 
     is_whole_group = False
@@ -206,8 +206,10 @@ class _Reward:
         return
 
 
-class _Run:
+class Run:
     """One way of asking, from the first step to the last."""
+
+    reward: Any = AnyReward()
 
     def __init__(self, ask: Ask, scenario: Scenario, steps: int, seed: int) -> None:
         self.scenario, self.steps, self.seed = scenario, steps, seed
@@ -244,7 +246,7 @@ class _Run:
         runner = GroupRunner(
             prompts=_Prompts(source),
             pool=pool,
-            scorer=Scorer(_Reward()),
+            scorer=Scorer(self.reward),
             verdict=verdict,
             journal=self.journal,
             policy_version=self._version,
@@ -324,7 +326,7 @@ def compare(
     try:
         return {
             name: anyio.run(
-                _Run(ask, scenario, steps, seed).train, backend="asyncio", backend_options=dict[str, Any](JUMPING)
+                Run(ask, scenario, steps, seed).train, backend="asyncio", backend_options=dict[str, Any](JUMPING)
             )
             for name, ask in ways.items()
         }
