@@ -36,10 +36,10 @@ from .work import PROMPT_TOKENS, SAMPLES
 
 TOKENS = 1024
 SIZES, RATE = (256, 4096, 16384), 512
-QUICK_SIZES, QUICK_RATE = (64, 256, 1024), 128
+QUICK_SIZES, QUICK_RATE = (64, 256, 1024), 256
 """In flight, and how many end a second: the time that a generation takes is the one over the other."""
 
-WINDOW_S, QUICK_WINDOW_S = 4.0, 2.0
+WINDOW_S, QUICK_WINDOW_S = 4.0, 1.2
 GROWING_DEADLINE_S = 120.0
 
 
