@@ -1,7 +1,7 @@
 """What the lines and metrics of every step cost, and Prometheus asking for them, at a hundred groups a second.
 
 Measured are the daemon's own parts: the metrics of a batch, its lines, the thread that writes them, the history of the
-page; and a scrape of a real daemon, as its CPU time says.
+page, the file of metrics; and a scrape of a real daemon, as its CPU time says.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from orchestrator.ledger import Ledger, SourceSize
 from orchestrator.logs import configure_logging
 from orchestrator.mixer import Mixer
 from orchestrator.reporter import StepLog
+from orchestrator.sinks import build_feeds
 from orchestrator.status import StepHistory, StepMetrics
 from orchestrator.waits import Waits
 from orchestrator.weights import WeightTable, parse_weight
@@ -75,19 +76,24 @@ class Steps:
 
     async def _turn(self) -> Taken:
         logs = configure_logging(file=self._folder / "steps.jsonl", level="info")
+        [feed] = build_feeds([], run="bench", state_dir=self._folder, log=logs.logger("metrics"), file=(1 << 26, 1))
         log = StepLog(
             metrics=StepMetrics(self._ledger, self._caps.cap),
             table=self._table,
             caps=self._caps,
             waits=Waits(),
             history=StepHistory(),
+            feeds=[feed],
             logs=logs,
             log=logs.logger("mixer"),
         )
-        with watched() as watch:
-            for batch in self._batches:
-                log.batch_formed(batch)
-            logs.close()  # when it returns everything is written
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(feed.run)
+            with watched() as watch:
+                for batch in self._batches:
+                    log.batch_formed(batch)
+                await feed.close()  # when these return everything is written
+                logs.close()
         os.unlink(self._folder / "steps.jsonl")
         return watch.taken(BATCHES)
 

@@ -14,6 +14,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from orchestrator.errors import OrchestratorError
+
 from .machine import describe, load
 from .peers import ALL_PEERS, USUAL_PEERS, peers_python
 from .picture import draw
@@ -56,7 +58,7 @@ def run_one(name: str, options: Options) -> Result:
     module = importlib.import_module(f".{name}", __package__)
     try:
         result: Result = module.run(options)
-    except Unavailable as why:
+    except (Unavailable, OrchestratorError) as why:
         result = Result(name, module.__doc__.partition("\n")[0], "", "", notes=[f"not run: {why}"])
     return result
 
