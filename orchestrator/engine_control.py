@@ -150,13 +150,14 @@ class EngineControl:
 
     # -- versions and parameters ---------------------------------------------------------------------------------------
 
-    def set_version(self, version: int, mode: str) -> tuple[int, int]:
+    async def set_version(self, version: int, mode: str) -> tuple[int, int]:
         """All engines hold this version now, says the trainer; returns how many generations are in flight and were cut.
 
         Raises:
             BadRequest: parameters are being updated.
             VersionWentBack: it is below the one in force.
         """
+        await self._pool.first_probed()  # a trainer is often quicker than engines that start beside it
         self._check_free()
         ledger = self._ledger
         is_same = version == ledger.policy_version and ledger.version_was_set

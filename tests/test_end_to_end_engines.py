@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from orchestrator.errors import BadRequest, UpdateFailed, VersionWentBack
 
 from .daemon_process import daemon, write_config
 from .fake_openai import fake_openai
+from .fault_proxy import FaultProxy, Rates, fault_proxy
 from .test_end_to_end import assert_accounts, run_cli, take
 
 pytestmark = pytest.mark.timeout(120)
@@ -144,6 +145,24 @@ def test_a_server_that_gives_text_alone_can_be_used_and_its_samples_say_so(tmp_p
                         assert sample.text
                         assert [version for version, count in sample.versions if count == 0] == [4]
                 assert_accounts(client.status())
+
+
+@asynccontextmanager
+async def late_chat() -> AsyncIterator[FaultProxy]:
+    """A server that says neither its version nor since when it runs, and is in no hurry."""
+    lacks = frozenset({"props", "completions", "tokenize", "detokenize"})
+    async with fake_openai(is_vllm=False, lacks=lacks, length=(5, 20)) as fake:
+        port = int(fake.url.rpartition(":")[2])
+        async with fault_proxy(port, Rates(latency=1.0), latency_s=(0.7, 0.7)) as proxy:
+            yield proxy
+
+
+def test_a_version_that_is_set_while_engines_are_looked_at_for_the_first_time_is_of_them_too(tmp_path: Path) -> None:
+    with serving(late_chat) as url:
+        config = write_config(tmp_path, engines=[{"kind": "openai", "name": "chat", "url": url, "dialect": "chat"}])
+        with daemon(config) as process, process.connect() as client:
+            client.set_policy_version(4)
+            assert client.get_batch(timeout_s=30).policy_version == 4
 
 
 # -- engines that come and go -----------------------------------------------------------------------------------------

@@ -12,6 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
+pytestmark = pytest.mark.timeout(180)
+
 
 def can_trace() -> bool:
     """Whether this machine has strace and lets it attach to a process."""
@@ -31,7 +33,7 @@ def run(program: str, *arguments: str, folder: Path) -> str:
         text=True,
         cwd=ROOT,
         check=False,
-        timeout=55,
+        timeout=170,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

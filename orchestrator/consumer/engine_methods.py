@@ -46,7 +46,7 @@ class EngineControl(Protocol):
         """A connection closed: its pause ends with it."""
         ...
 
-    def set_version(self, version: int, mode: str) -> tuple[int, int]:
+    async def set_version(self, version: int, mode: str) -> tuple[int, int]:
         """All engines hold this version now; returns how many generations are in flight and were cut."""
         ...
 
@@ -96,7 +96,7 @@ class EngineMethods:
         }
 
     async def _set_policy_version(self, _: Connection, params: m.SetPolicyVersion) -> Answer:
-        in_flight, aborted = self._control.set_version(params.version, params.mode)
+        in_flight, aborted = await self._control.set_version(params.version, params.mode)
         await kept(self._journal, f"policy version {params.version} is in force")
         return Answer({"in_flight": in_flight, "aborted": aborted})
 

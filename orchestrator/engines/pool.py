@@ -14,8 +14,9 @@ from __future__ import annotations
 import random
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
+import anyio
 from anyio.abc import TaskStatus
 from structlog.typing import FilteringBoundLogger
 
@@ -36,6 +37,10 @@ from .slots import Slots
 from .weight_update import EngineUpdate, UpdateMode, WeightUpdates
 
 __all__ = ["EnginePool", "EngineStatistics", "KnownWeights"]
+
+FIRST_PROBES_S: Final = 30.0
+"""Until what is said of all engines is said without those that are still starting; a probe has 5 s, an engine of ours
+starts in less than one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +163,11 @@ class EnginePool:
             EngineError: an engine of ours cannot be started, or engines do not fit together.
         """
         await self._roster.run(task_status=task_status)
+
+    async def first_probed(self) -> None:
+        """Until it is known of every engine of the start whether it can be reached, or ``FIRST_PROBES_S`` are over."""
+        with anyio.move_on_after(FIRST_PROBES_S):
+            await self._roster.first_probed.wait()
 
     # -- generation ----------------------------------------------------------------------------------------------------
 

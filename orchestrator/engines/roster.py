@@ -85,6 +85,7 @@ class Roster:
         self._hooks = hooks
         self._log = log
         self._tasks: TaskGroup | None = None
+        self.first_probed = anyio.Event()
         self._has_own_tokenizer = probe_tokens is not None
         self._reference: tuple[str, list[int] | None] | None = None
         if probe_tokens is not None:
@@ -101,6 +102,7 @@ class Roster:
             async with anyio.create_task_group() as starting:
                 for member in self._members:
                     starting.start_soon(tasks.start, self._live, member)
+            self.first_probed.set()
             task_status.started()
             tasks.start_soon(self._move_late)
 
