@@ -302,6 +302,27 @@ def take_too_many(args: Any, rollout_id: None, buffer: list[Any], count: int) ->
     return taken
 
 
+def take_and_fail_at_the_second_source(args: Any, rollout_id: None, buffer: list[Any], count: int) -> list[Any]:
+    taken = take_too_many(args, rollout_id, buffer, count)
+    if taken[0][0].metadata["data_source"] == "s1":
+        raise RuntimeError("no")
+    return taken
+
+
+def test_a_buffer_filter_that_raises_costs_nothing(tmp_path: Path) -> None:
+    """What it had taken of one source was gone when it failed at the next one."""
+    path = f"{__name__}.take_and_fail_at_the_second_source"
+    data = data_source(tmp_path, [1, 1], buffer_filter_path=path)
+    data.add_samples(groups := data.get_samples(4))
+    with pytest.raises(RuntimeError):
+        data.get_samples(8)
+    assert data.get_buffer_length() == 4
+    data.save(0)
+    data = data_source(tmp_path, [1, 1])
+    data.load(0)
+    assert plain(data.get_samples(4)) == plain(groups)
+
+
 def test_a_buffer_filter_of_the_users(tmp_path: Path) -> None:
     data = data_source(tmp_path, [1], buffer_filter_path=f"{__name__}.take_newest")
     data.add_samples(data.get_samples(3))

@@ -133,16 +133,22 @@ class Sources:
 
         Raises:
             ValueError: it gave more than it was asked for.
+            Exception: whatever it raised; the buffers are then as they were before.
         """
+        before = [list(source.buffer) for source in self]
         taken: list[Group] = []
-        for source in self:
-            wanted = count - len(taken)
-            if wanted and source.buffer:
-                chosen = buffer_filter(args, None, source.buffer, wanted)
-                taken += chosen
-                if len(chosen) > wanted:
-                    self.put_back(taken)
-                    raise ValueError(f"buffer_filter_path gave {len(chosen)} groups where {wanted} were asked for")
+        try:
+            for source in self:
+                wanted = count - len(taken)
+                if wanted and source.buffer:
+                    chosen = buffer_filter(args, None, source.buffer, wanted)
+                    if len(chosen) > wanted:
+                        raise ValueError(f"buffer_filter_path gave {len(chosen)} groups where {wanted} were asked for")
+                    taken += chosen
+        except Exception:
+            for source, buffer in zip(self, before, strict=True):
+                source.buffer[:] = buffer
+            raise
         return taken
 
     def to_json(self) -> list[dict[str, Any]]:
