@@ -18,7 +18,7 @@ from orchestrator.filters import (
     check_reward_nonzero_std,
     load_filter,
 )
-from orchestrator.records import Sample
+from orchestrator.records import Sample, SampleStatus
 
 KEEP = Verdict(True)
 
@@ -155,3 +155,15 @@ def test_caps_that_cannot_be_used() -> None:
         RewardCaps(["easy"], [-1.0])
     with pytest.raises(FilterError, match="have no reward"):
         RewardCaps(["easy"], [0.5]).check(0, "easy", group(None))
+
+
+def test_the_example_of_the_page_is_a_filter(tmp_path: Path) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "configuration.md").read_text()
+    (block,) = re.findall(r"```python\n(def not_all_truncated.*?)```", page, flags=re.DOTALL)
+    (tmp_path / "filters_of_the_page.py").write_text(block)
+    chosen = load_filter("filters_of_the_page.not_all_truncated", directory=tmp_path)
+    samples = group(1.0, 0.0)
+    samples[0].status, samples[1].status = SampleStatus.COMPLETED, SampleStatus.TRUNCATED
+    assert chosen(None, samples) == KEEP
+    samples[0].status = SampleStatus.TRUNCATED
+    assert chosen(None, samples) == Verdict(False, "not_all_truncated")
