@@ -174,6 +174,20 @@ def test_drops_by_reason_add_up_to_those_of_the_sources(lines: list[dict[str, An
     assert {reason for _, reason in by_line} >= {"zero_std", "discarded"}
 
 
+def test_on_standard_output_lines_are_the_same_and_sigusr1_changes_nothing(tmp_path: Path) -> None:
+    """As in a container: nothing else is written there, neither to standard error."""
+    with daemon(write_config(tmp_path, logging={"file": None})) as process:
+        with process.connect() as client:
+            train(client)
+            process.signal(signal.SIGUSR1)
+            train(client)
+        assert process.stop() == 0
+        said = [json.loads(line) for line in process.stderr.splitlines()]
+    assert {line["rollout"]["step"] for line in said if line["event"]["dataset"] == "step"} == {0, 1}
+    properties = template()
+    assert not {problem for line in said for problem in problems(line, properties)}
+
+
 def test_what_is_generated_is_current() -> None:
     files = runpy.run_path(str(ELK / "generate.py"))["files"]()
     assert {name: (ELK / name).read_text() for name in files} == files, "python deploy/elk/generate.py"
