@@ -19,7 +19,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from orchestrator.client import RolloutClient
-from orchestrator.errors import BatchTimeout, OrchestratorError
+from orchestrator.errors import OrchestratorError
 from orchestrator.events import Event
 from orchestrator.logs import configure_logging
 from orchestrator.status.step_names import SOURCE_NAMES
@@ -84,11 +84,11 @@ def do_everything(process: DaemonProcess, folder: Path) -> None:
         client.remove_source("more")
         for source in ("easy", "hard"):
             client.pause(source)
-        with pytest.raises(BatchTimeout):
-            client.get_batch(timeout_s=2.0)
+        late = client.request_batch(timeout_s=DEADLINE_S)
+        until(process, lambda line: line["event"].get("action") == "batch_late")
         for source in ("easy", "hard"):
             client.resume(source)
-        train(client)
+        client.ack(client.receive_batch(late).lease)
         client.load("kept")
         client.set_policy_version(2)
         train(client)
