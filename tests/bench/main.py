@@ -70,7 +70,8 @@ def table(result: Result) -> str:
         lines += [f"   {f.contender:28}{f.size:>14g}{f.wall_us:>26,.1f}{f.cpu_us:>14,.1f}" for f in result.figures]
     for goal in result.goals:
         verdict = {True: "met", False: "NOT MET", None: ""}[goal.is_met]
-        lines.append(f"   {goal.what:66} {goal.value:>10.3g}{goal.unit:20} {goal.bound:24} {verdict}".rstrip())
+        value = f"{goal.value:,.0f}" if goal.value >= 1000 else f"{goal.value:.3g}"
+        lines.append(f"   {goal.what:66} {value:>10}{goal.unit:20} {goal.bound:24} {verdict}".rstrip())
     if result.growth:
         lines.append(f"   growth: {result.growth}")
     return "\n".join(lines + [f"   note: {note}" for note in result.notes])
