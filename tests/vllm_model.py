@@ -61,7 +61,7 @@ def write_weights(path: Path, *, seed: int = 0, mean_tokens: float = 48.0) -> No
 def tokenizer() -> dict[str, object]:
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    symbols = tiny_model._byte_symbols()
+    symbols = tiny_model.byte_symbols()
     return {
         "version": "1.0",
         "added_tokens": [{"id": id_, "content": text, "special": True} | flags for id_, text in SPECIAL.items()],
