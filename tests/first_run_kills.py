@@ -95,7 +95,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--picture", type=Path, default=Path("demo-kills.png"), help="default: %(default)s")
     given = parser.parse_args()
-    at: dict[int, Victim] = {given.steps // 5: daemon, given.steps // 2: engine, given.steps * 7 // 10: trainer}
+    shares: dict[float, Victim] = {0.08: daemon, 0.4: engine, 0.56: trainer}  # where one source or the other is learned
+    at = {round(given.steps * share): victim for share, victim in shares.items()}
     with tempfile.TemporaryDirectory(prefix="demo-kills-") as folder:
         show = killing(at, tell)
         found = run(Path(folder), schedule="curriculum", seed=given.seed, steps=given.steps, http=None, show=show)

@@ -1,17 +1,19 @@
-"""``docs/your-own-trainer.md``: its programs are programs, and what they call of the client is there."""
+"""``docs/your-own-trainer.md`` and the trainer that it begins with: programs, on what a trainer needs and no more."""
 
 from __future__ import annotations
 
 import ast
 import inspect
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
 from orchestrator.client import Batch, RolloutClient
 
-PAGE = (Path(__file__).parents[1] / "docs" / "your-own-trainer.md").read_text()
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "your-own-trainer.md").read_text()
 PROGRAMS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 OURS = {"client": RolloutClient, "batch": Batch}
@@ -56,3 +58,27 @@ def test_what_it_imports_of_this_project_is_there(program: str) -> None:
     for imported in re.findall(r"^from (orchestrator\S*) import (.*)$", program, re.MULTILINE):
         module = __import__(imported[0], fromlist=["*"])
         assert all(hasattr(module, name.strip()) for name in imported[1].split(","))
+
+
+def imports(program: str) -> set[str]:
+    """The modules that a program names at its top, those of its own folder aside."""
+    found = set()
+    for node in ast.parse(program).body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(node.module or "")
+    return {name for name in found if name.partition(".")[0] not in sys.stdlib_module_names}
+
+
+def test_the_trainer_of_the_first_run_needs_the_client_alone_of_this_project() -> None:
+    folder = ROOT / "examples" / "curriculum_learning"
+    used = {name for file in ("trainer.py", "tiny_llama.py") for name in imports((folder / file).read_text())}
+    assert used == {"orchestrator.client", "orchestrator.errors", "numpy", "autograd", "autograd.numpy", "gguf"}
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_the_programs_need_it_and_torch_and_transformers(program: str) -> None:
+    ours = {name for name in imports(program) if name.startswith("orchestrator")}
+    assert ours == {"orchestrator.client", "orchestrator.errors"}
+    assert {name.partition(".")[0] for name in imports(program) - ours} == {"torch", "transformers"}
