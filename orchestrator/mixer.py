@@ -228,7 +228,7 @@ class Mixer:
             return Finished(step, self._leftover())
         plan = self.plan()
         if not plan or sum(plan[0].counts.values()) < self.batch_size:
-            return Shortage(step, ())
+            return Finished(step, self._leftover()) if self._is_over() else Shortage(step, ())
         lacks = tuple(
             lack for name, needed in plan[0].counts.items() if (lack := self._lack(self._ledger.source(name), needed))
         )
@@ -241,6 +241,10 @@ class Mixer:
                 return replace(planned, counts=loan.counts, debt=loan.debt)
             return Shortage(planned.step, lacks, "others stand in, and are generating")
         return Shortage(planned.step, lacks, loan or "")
+
+    def _is_over(self) -> bool:
+        """Nothing more will come, and what there is belongs to sources without a weight: nothing moves the step on."""
+        return all(state.is_exhausted and not (state.paused and state.ready) for state in self._ledger.sources.values())
 
     def _leftover(self) -> int:
         return sum(len(state.ready) for state in self._ledger.sources.values())

@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.events import SourcePaused
+from orchestrator.mixer import Finished, Shortage
+from orchestrator.weights import parse_weight
+
 from .daemon_process import daemon, write_config, write_prompts
 from .histories import Balance, Case, History, OriginsRule, Written, origins_counts
 
@@ -137,6 +141,27 @@ def test_defect_weights_governed_prompts_and_not_what_is_trained() -> None:
     theirs = [source for _ in range(50) for source in origin.next_batch()]
     assert ours.count("b") == 200
     assert theirs.count("b") < 0.4 * 400
+
+
+# -- the end of the prompts -------------------------------------------------------------------------------------------
+
+
+def test_a_run_ends_whose_last_groups_have_no_weight() -> None:
+    """It waited for ever: enough groups for a batch were there, of a source from which none may be taken."""
+    equal = dict.fromkeys(("a", "b"), Written(1.0, lambda _: 1.0))
+    none = dict.fromkeys(equal, 0.0)
+    history = History(Case(equal, dict.fromkeys(equal, 1.0), none, none, 4, 1), lookahead=4)
+    for name, rows in (("a", 2), ("b", 8)):
+        history.ledger.sources[name].rows, history.ledger.sources[name].epochs = rows, 1
+    for _ in range(3):
+        history.produce()
+    history.table.set("b", parse_weight(0))
+    for _ in range(3):
+        history.produce()
+    assert {name: len(state.ready) for name, state in history.ledger.sources.items()} == {"a": 2, "b": 8}
+    assert history.mixer.form(1) == Finished(0, 10)
+    history.journal.record(SourcePaused("b"))
+    assert isinstance(history.mixer.form(1), Shortage), "who pauses a source may let it go on"
 
 
 # -- producers follow the filter --------------------------------------------------------------------------------------
