@@ -156,7 +156,7 @@ def run_real(folder: Path, *, cuts: int, seed: int, tokens: int = 300) -> Storm:
             return f"{len(sample.tokens)} tokens, {len(other.tokens)} without an interruption"
         return None
 
-    with scoring_server(model) as url:
+    with scoring_server(model, 2 * tokens) as url:
         for storm in storms:
             storm.check(prompts, problem, masks=False)
     must(ties <= len(whole) * SAMPLES // 8, f"{ties} ties")

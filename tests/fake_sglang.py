@@ -42,6 +42,7 @@ class FakeSGLang(FakeServer):
         weight_version: str = "default",
         is_deaf: bool = False,
         can_pause: bool = True,
+        unsent: int = 0,
         **script: Any,
     ) -> None:
         super().__init__(**script)
@@ -52,6 +53,7 @@ class FakeSGLang(FakeServer):
         self.weight_version = weight_version
         self.is_deaf = is_deaf
         self.can_pause = can_pause
+        self.unsent = unsent
         self.model_path = "fake/model"
         self.is_dead = False
         self.paused_how: str | None = None
@@ -207,7 +209,8 @@ class FakeSGLang(FakeServer):
             await self.held(run, sent)
             if run.aborted.is_set():
                 finish = {"type": "abort", "message": "Abort by request"}
-                await response.write(event_of(self._event(run.rid, piece, sent, sent, finish)))
+                upto = min(sent + self.unsent, len(piece.tokens) - 1)  # generated, and not sent yet
+                await response.write(event_of(self._event(run.rid, piece, sent, max(sent, upto), finish)))
                 break
         assert finish is not None
         self.finished.append((run.rid, finish["type"]))

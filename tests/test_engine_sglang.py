@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 import pytest
 
-from orchestrator.engines import EnginePool, SamplingParams
+from orchestrator.engines import EnginePool, SamplingParams, sglang_abort
 from orchestrator.engines import sglang as sglang_module
 from orchestrator.engines.sglang import SGLangEngine
 from orchestrator.engines.sglang_stream import Event, Received
@@ -171,6 +171,26 @@ async def test_a_cancelled_request_is_aborted_by_its_own_id(pair: tuple[SGLangEn
     assert other.end.reason == "stop"
 
 
+@pytest.mark.parametrize("incremental", [False, True])
+async def test_what_was_generated_and_not_sent_yet_comes_with_the_abort(incremental: bool) -> None:
+    async with engine_on(incremental=incremental, unsent=40) as (engine, server):
+        server.hold_after = 6
+        got = Got()
+        with anyio.fail_after(DEADLINE_S), anyio.CancelScope() as scope:
+
+            def sink(tokens: Sequence[int], logprobs: Sequence[float] | None, text: str) -> None:
+                got.sink(tokens, logprobs, text)
+                scope.cancel()
+
+            await engine.generate(request(PROMPT, n=LONG, seed=2), sink)
+        tokens, logprobs = expected(server, PROMPT, 2)
+    assert scope.cancelled_caught
+    assert len(server.aborts) == 1
+    assert 40 < len(got.tokens) < len(tokens)
+    assert got.tokens == tokens[: len(got.tokens)]
+    assert got.logprobs == pytest.approx(logprobs[: len(got.tokens)])
+
+
 async def test_ids_of_requests_never_begin_each_other() -> None:
     async with engine_on() as (engine, server):
         for seed in range(20):
@@ -182,7 +202,8 @@ async def test_ids_of_requests_never_begin_each_other() -> None:
 
 
 async def test_a_server_that_does_not_answer_an_abort_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sglang_module, "ABORT_DEADLINE_S", 0.05)
+    for module in (sglang_module, sglang_abort):
+        monkeypatch.setattr(module, "ABORT_DEADLINE_S", 0.05)
     async with fake_sglang(is_deaf=True) as server:
         server.hold_after = 3
         engine = SGLangEngine(name="deaf", url=server.url)

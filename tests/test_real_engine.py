@@ -206,9 +206,9 @@ def test_log_probabilities_are_those_of_a_second_scoring(run: Run) -> None:
 
 
 @contextmanager
-def scoring_server(model: Path) -> Iterator[str]:
+def scoring_server(model: Path, context_tokens: int = 256) -> Iterator[str]:
     """The address of another server on the same model; it ends with its standard input."""
-    command = [sys.executable, "-m", "orchestrator.engines.embedded_server", str(model), "1", "256", "1"]
+    command = [sys.executable, "-m", "orchestrator.engines.embedded_server", str(model), "1", str(context_tokens), "1"]
     root = Path(__file__).parents[1]
     with (model.parent / "scoring.stderr").open("wb") as errors:
         process = subprocess.Popen(

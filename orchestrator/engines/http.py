@@ -10,14 +10,16 @@ Invariants:
   ``event_status`` of a stream that the server itself ended with an error.
 * Every line, every answer and every error text is bounded, whatever the server sends.
 * Leaving a stream closes its connection: each request has its own.
+* A wait for the next event may be cancelled and begun again: nothing that came is lost by that.
 """
 
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Annotated, Any, Final, NamedTuple, NoReturn, TypeVar
+from typing import Annotated, Any, Final, Generic, NamedTuple, NoReturn, Self, TypeVar
 
 import aiohttp
 import anyio
@@ -206,34 +208,58 @@ class EngineHttp:
             EngineRejected, EngineUnavailable: see the module's invariants; on entering for the answer's status.
         """
         async with self._request(path, body) as response:
-            yield self._events(path, msgspec.json.Decoder(into), response)
+            yield _Events(self, path, msgspec.json.Decoder(into), response.content)
 
-    async def _events(
-        self, path: str, decoder: msgspec.json.Decoder[T], response: aiohttp.ClientResponse
-    ) -> AsyncIterator[T]:
-        async for line in self._lines(path, response):
-            if line == b"[DONE]":
-                return
-            try:
-                event = decoder.decode(str(line, "utf-8"))  # strictly: msgspec passes over keys that it does not know
-            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-                raise self.wrong(path, error) from error
-            yield event
 
-    async def _lines(self, path: str, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-        """The data of server-sent events."""
-        rest = bytearray()
-        async for part in response.content.iter_any():
-            rest += part
-            if b"\n" in part:
-                *lines, rest = rest.split(b"\n")
-                for line in lines:
-                    if line.startswith(b"data:"):
-                        yield bytes(line[5:]).strip()
-                    elif line.startswith(b"error:"):
-                        raise EngineUnavailable(self.name, f"{path}: {line[6:300].decode(errors='replace').strip()}")
-            if len(rest) > MAX_LINE_BYTES:
-                raise EngineUnavailable(self.name, f"{path}: a line of more than {MAX_LINE_BYTES} bytes")
+class _Events(Generic[T]):
+    """The events of one stream; its state is here and in no frame, so that a cancelled wait loses none of it."""
+
+    def __init__(
+        self, http: EngineHttp, path: str, decoder: msgspec.json.Decoder[T], content: aiohttp.StreamReader
+    ) -> None:
+        self._http = http
+        self._path = path
+        self._decoder = decoder
+        self._content = content
+        self._lines: deque[bytes] = deque()
+        self._rest = bytearray()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> T:
+        while True:
+            while not self._lines:
+                await self._receive()
+            line = self._lines.popleft()
+            if line.startswith(b"data:"):
+                return self._event(line[5:].strip())
+            if line.startswith(b"error:"):
+                words = line[6:300].decode(errors="replace").strip()
+                raise EngineUnavailable(self._http.name, f"{self._path}: {words}")
+
+    def _event(self, data: bytes) -> T:
+        if data == b"[DONE]":
+            raise StopAsyncIteration
+        try:
+            return self._decoder.decode(str(data, "utf-8"))  # strictly: msgspec passes over keys that it does not know
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise self._http.wrong(self._path, error) from error
+
+    async def _receive(self) -> None:
+        """Some more lines, or none yet; raises ``StopAsyncIteration`` at the end."""
+        try:
+            part = await self._content.readany()
+        except (aiohttp.ClientError, ConnectionError, RuntimeError) as error:  # the last: it was closed here
+            raise EngineUnavailable(self._http.name, f"{self._path}: {_said(error)}") from error
+        if not part:
+            raise StopAsyncIteration
+        self._rest += part
+        if b"\n" in part:
+            *lines, self._rest = self._rest.split(b"\n")
+            self._lines.extend(map(bytes, lines))
+        if len(self._rest) > MAX_LINE_BYTES:
+            raise EngineUnavailable(self._http.name, f"{self._path}: a line of more than {MAX_LINE_BYTES} bytes")
 
 
 def _said(error: Exception) -> str:

@@ -12,14 +12,16 @@ Invariants:
 * A generation that is left before its end is aborted by its own id as well as by closing the connection. The server
   aborts all ids that *begin* with the one it is told: ours are all of the same length, so that none begins another, and
   never empty.
-* An aborted generation keeps what it had. No retries here; errors are those of ``http``.
+* An aborted generation keeps what it had, and what the server then says that it had generated and not sent yet (with a
+  large ``--stream-interval`` that is much); that is waited for ``ABORT_DEADLINE_S`` at most.
+* No retries here; errors are those of ``http``.
 """
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from typing import Any, Final, Literal
 
 import anyio
@@ -32,14 +34,12 @@ from orchestrator.records import Message
 from .http import EngineHttp, TokenId
 from .instance import ProcessStart
 from .port import EngineInfo, FinishReason, GenerationEnd, GenerationRequest, SamplingParams, TokenSink, WeightUpdate
+from .sglang_abort import ABORT_DEADLINE_S, Abort
 from .sglang_stream import Event, Finish, Received
 from .sglang_weights import update_sglang_weights
 from .weights import NO_SUCH_PATH
 
 __all__ = ["SGLangEngine"]
-
-ABORT_DEADLINE_S: Final = 1.0
-"""An abort is answered at once or not at all; the slot of the request is held for so long."""
 
 LARGEST_SEED: Final = 0x7FFFFFFF
 """Seeds of a batch are held in one array of integers, in some versions of 4 bytes."""
@@ -191,17 +191,33 @@ class SGLangEngine:
 
     async def generate(self, request: GenerationRequest, sink: TokenSink) -> GenerationEnd:
         """Stream a piece; see the port."""
-        rid = uuid.uuid4().hex
+        abort = Abort(self._http, uuid.uuid4().hex)
         received = Received()
-        async with self._aborting(rid), self._http.stream("/generate", Event, self.body(request, rid)) as events:
-            async for event in events:
-                if event.error is not None:  # a stream answers 200 before the server looks at what it was asked
-                    self._http.refuse(400, f"/generate: {event.error.message}")
-                self._hand_over(received, event, sink)
-                finish = event.meta_info.finish_reason
-                if finish is not None:
-                    self._note_end(finish, request.sampling)
-                    return self._end(finish, received, request.sampling)
+        async with (
+            abort.unless_ended(),
+            self._http.stream("/generate", Event, self.body(request, abort.rid)) as events,
+        ):
+            try:
+                return await self._read(request, events, received, sink)
+            except anyio.get_cancelled_exc_class():
+                with anyio.CancelScope(deadline=anyio.current_time() + ABORT_DEADLINE_S, shield=True):
+                    await abort.tell()
+                    with suppress(EngineError):
+                        await self._read(request, events, received, sink)
+                raise
+
+    async def _read(
+        self, request: GenerationRequest, events: AsyncIterator[Event], received: Received, sink: TokenSink
+    ) -> GenerationEnd:
+        """Hand over what comes, up to the end."""
+        async for event in events:
+            if event.error is not None:  # a stream answers 200 before the server looks at what it was asked
+                self._http.refuse(400, f"/generate: {event.error.message}")
+            self._hand_over(received, event, sink)
+            finish = event.meta_info.finish_reason
+            if finish is not None:
+                self._note_end(finish, request.sampling)
+                return self._end(finish, received, request.sampling)
         raise EngineUnavailable(self.name, "the stream ended before the generation did")
 
     def body(self, request: GenerationRequest, rid: str) -> dict[str, Any]:
@@ -265,25 +281,3 @@ class SGLangEngine:
         # The beginning of a stop text may have been streamed before the server knew it for one.
         is_complete = received.text_is_whole and not sampling.stop and reason != "abort"
         return GenerationEnd(reason, text_complete=is_complete)
-
-    # -- aborts --------------------------------------------------------------------------------------------------------
-
-    @asynccontextmanager
-    async def _aborting(self, rid: str) -> AsyncIterator[None]:
-        """Abort a generation that is left before its end; closing the connection alone is noticed late."""
-        try:
-            yield
-        except EngineError as error:
-            if not error.data:  # with a status the server itself has ended it
-                await self._abort(rid)
-            raise
-        except anyio.get_cancelled_exc_class():
-            await self._abort(rid)
-            raise
-
-    async def _abort(self, rid: str) -> None:
-        with (
-            anyio.CancelScope(shield=True),
-            suppress(EngineError),
-        ):  # one that is gone runs nothing that could be aborted
-            await self._http.ask_raw("/abort_request", {"rid": rid}, deadline_s=ABORT_DEADLINE_S)
