@@ -33,7 +33,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         " instead, in one run. How to read the figures: docs/performance.md.",
         epilog="example: scripts/bench --quick --only handout --only mixture --json bench.json",
     )
-    parser.add_argument("--quick", action="store_true", help="smaller sizes and fewer rounds: under three minutes")
+    parser.add_argument("--quick", action="store_true", help="smaller sizes and fewer rounds: a few minutes")
     parser.add_argument(
         "--only", action="append", choices=BENCHMARKS, metavar="NAME", help=f"of {', '.join(BENCHMARKS)}"
     )

@@ -25,7 +25,7 @@ from .result import Figure, Goal, Options, Result, Unavailable
 from .work import SAMPLES, STANDARD, Maker
 
 SIZES = (1_000, 3_000, 10_000)
-QUICK_SIZES = (300, 1_000, 3_000)
+QUICK_SIZES = (200, 600, 2_000)
 SHARE_UNPICKLED = 10
 BYTES_A_GROUP = 125_000
 ROUNDS = 5

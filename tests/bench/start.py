@@ -14,7 +14,7 @@ from .measure import Taken, cpu, cpu_of, cpu_ratio, exponent, interleave, run_to
 from .mixture import expression
 from .result import Figure, Goal, Options, Result
 
-SIZES = (1, 16, 64)
+SIZES, QUICK_SIZES = (1, 16, 64), (1, 4, 16)
 START_DEADLINE_S = 60.0
 
 
@@ -102,11 +102,12 @@ def run(options: Options) -> Result:
     result.goals.append(Goal("the same without the interpreter's own start (CPU)", alone, " x"))
     result.goals.append(Goal("orchestrator --help", cpu(rounds["help"]) / 1e6, " s of CPU", at_most=0.4))
     result.goals.append(Goal("the same by the wall", wall(rounds["help"]) / 1e6, " s"))
-    starts = {str(n): lambda n=n: first_request(options.folder / str(n), n) for n in SIZES}  # type: ignore[misc]
+    sizes = QUICK_SIZES if options.quick else SIZES
+    starts = {str(n): lambda n=n: first_request(options.folder / str(n), n) for n in sizes}  # type: ignore[misc]
     taken = interleave(starts, options.rounds)
-    result.figures += [Figure("to the first request", n, wall(taken[str(n)]), cpu(taken[str(n)])) for n in SIZES]
+    result.figures += [Figure("to the first request", n, wall(taken[str(n)]), cpu(taken[str(n)])) for n in sizes]
     result.goals.append(Goal("run to first request, 1 source", cpu(taken["1"]) / 1e6, " s of CPU", at_most=1.5))
     result.goals.append(Goal("the same by the wall", wall(taken["1"]) / 1e6, " s"))
-    growth = exponent([(n, cpu(taken[str(n)])) for n in SIZES])
-    result.growth = f"CPU time to the first request grows as sources^{growth:.2f}, from {SIZES[0]} to {SIZES[-1]}"
+    growth = exponent([(n, cpu(taken[str(n)])) for n in sizes])
+    result.growth = f"CPU time to the first request grows as sources^{growth:.2f}, from {sizes[0]} to {sizes[-1]}"
     return result
