@@ -160,14 +160,12 @@ class EngineControl:
         await self._pool.first_probed()  # a trainer is often quicker than engines that start beside it
         self._check_free()
         ledger = self._ledger
-        in_flight, aborted = self._pool.in_flight, 0
-        if mode == "abort" and version >= ledger.policy_version:  # first: what they still say is of the version before
-            aborted = self._pool.interrupt()
         is_same = version == ledger.policy_version and ledger.version_was_set
         if not is_same:
             self._journal.record(VersionSet(version=version))
         self._pool.hold(version, ledger.fleet.weights_path if is_same else None)
-        return in_flight, aborted
+        in_flight = self._pool.in_flight
+        return in_flight, self._pool.interrupt() if mode == "abort" else 0
 
     async def update_weights(
         self, update: WeightUpdate, mode: UpdateMode, *, rolling: bool, timeout_s: float

@@ -79,17 +79,11 @@ async def exchange(
     """
     flight = flights.begin(member, timeout_s=settings.request_timeout_s, stall_s=settings.stall_s, may_move=may_move)
 
-    def version_now() -> int:
-        held = member.held.version
-        return settings.policy_version() if held is None else held
-
-    flight.version_now = version_now
-
     def sink(tokens: Sequence[int], logprobs: Sequence[float] | None, text: str) -> None:
         if flight.is_stopped:  # an adapter may hand over several events before it notices
             return
-        version = version_now() if flight.cut_version is None else flight.cut_version
-        is_over = answer.add(tokens, logprobs, text, version)
+        held = member.held.version
+        is_over = answer.add(tokens, logprobs, text, settings.policy_version() if held is None else held)
         member.tokens += len(tokens)
         flights.heard(flight, of_tokens=bool(tokens or text))
         flight.touch()

@@ -34,7 +34,6 @@ class Flight:
     ``last_moment`` and ``stall_s`` are its deadlines, in seconds of the loop's clock; while it ``is_held`` it has none.
     ``was_interrupted``: cut by us, the sample goes on later; ``is_stopped``: its text has ended; ``is_late``: it goes
     elsewhere, its first token being late. ``touched``: when it last said something, or began.
-    ``cut_version``: under which counts what still comes after it was cut: it was generated before.
     """
 
     member: Member
@@ -48,8 +47,6 @@ class Flight:
     is_heard: bool = False
     is_held: bool = False
     touched: float = 0.0
-    version_now: Callable[[], int] = int
-    cut_version: int | None = None
 
     def touch(self) -> None:
         """It is at work: the time without a token begins anew."""
@@ -116,7 +113,6 @@ class Flights:
         self._add_up_silence(cut)
         for flight in cut:
             flight.was_interrupted = True
-            flight.cut_version = flight.version_now()
             flight.scope.cancel()
         return len(cut)
 
