@@ -130,7 +130,7 @@ def test_what_is_saved_is_everything(tmp_path: Path) -> None:
 
 def test_tokens_bear_the_version_of_the_parameters_that_drew_them(finished: Run) -> None:
     """Between two versions log-probabilities differ by some 0.05; the engine's rounding is far below that."""
-    assert max(step.gap for step in finished.steps) < 0.01
+    assert max(step.gap for step in finished.steps) < 0.003
 
 
 def test_it_goes_on_in_a_folder_that_was_kept(finished: Run, folder: Path) -> None:
