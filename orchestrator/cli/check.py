@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from orchestrator.config import Config
     from orchestrator.config.examine import Examination
 
-__all__ = ["check", "write_out"]
+__all__ = ["check", "follows_the_run", "write_out"]
 
 
 def check(config: Path, /) -> int:
@@ -48,6 +49,8 @@ def check(config: Path, /) -> int:
     console = Console(soft_wrap=True)
     with console.capture() as report:  # rich would end the process itself, with 1, on a closed pipe
         console.print(_sources(loaded.config, found))
+        if found.adaptive:
+            console.print(follows_the_run(found.adaptive))
         for engine in loaded.config.engines:
             console.print(f"engine {escape(str(engine.name))} ({engine.kind})")
         for warning in found.warnings:
@@ -55,6 +58,11 @@ def check(config: Path, /) -> int:
         console.print("[green]OK[/]")
     write_out(report.get())
     return OK
+
+
+def follows_the_run(adaptive: Sequence[str]) -> str:
+    """What to know of weights that no table can foretell."""
+    return f"adaptive, shown as they are before anything is seen; a run moves them: {', '.join(adaptive)}"
 
 
 def write_out(text: str) -> None:

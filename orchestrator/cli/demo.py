@@ -53,8 +53,8 @@ def demo(
 ) -> int:
     """Train a tiny policy from nothing, on this machine, and draw what it learned.
 
-    A daemon with its own llama.cpp server and a trainer run as processes of their own; killed, they are started again
-    and go on.
+    A daemon with its own llama.cpp server and a trainer run as processes of
+    their own; killed, they are started again and go on.
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ def demo(
         return FAILED
     _conclude(runs, steps, picture, console)
     if keep is not None:
-        console.print(f"Everything else is in {keep}")
+        console.print(f"Everything else is in {keep}", soft_wrap=True)
     return OK
 
 
@@ -162,7 +162,7 @@ def _lines(console: Console) -> Callable[[Moment], None]:
             told = len(moment.run.steps) // LINE_EVERY
             rewards = ((name, moment.run.rewards(name).last) for name in moment.run.sources)
             seen = ", ".join(f"{name} {reward:.2f}" for name, reward in rewards if reward is not None)
-            console.print(f"{headline(moment)}; reward: {seen}")
+            console.print(f"{headline(moment)}; reward: {seen}", soft_wrap=True)
 
     return show
 
@@ -180,4 +180,4 @@ def _conclude(runs: list[Run], steps: int, picture: Path, console: Console) -> N
     draw(panels, picture, title="A policy of 43,200 parameters learns to repeat digits")
     if len(runs) > 1:
         console.print(comparison(runs))
-    console.print(f"The picture of it is {picture}")
+    console.print(f"The picture of it is {picture}", soft_wrap=True)

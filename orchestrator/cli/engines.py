@@ -60,6 +60,8 @@ def add(engine: str, /, *, socket: Socket = None) -> None:
         name = client.add_engine(options)
         state = next(entry for entry in client.engines() if entry["name"] == name)
     why = f" ({state['last_error']})" if state["state"] == "down" and state["last_error"] else ""
+    if state["state"] == "outdated":
+        why = ": it gets no work until it is known to hold the policy version in force (update_weights)"
     print(f"{name} was added; it is {state['state']}{why}")
 
 

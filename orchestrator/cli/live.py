@@ -83,8 +83,8 @@ def resume(source: str, /, *, socket: Socket = None) -> None:
 def reload(*, socket: Socket = None) -> None:
     """Have the daemon read its config file again. It is checked wholly first; on any error all stays as it was.
 
-    Weights, caps, buffers, filters, sampling, rewards, engines and sources change at once; what a daemon reads only
-    when it starts is listed.
+    Weights, caps, buffers, filters, sampling, rewards, engines and sources
+    change at once; what a daemon reads only when it starts is listed.
 
     Parameters
     ----------

@@ -187,7 +187,7 @@ def _head(file: ArchivedStep, others: list[ArchivedStep], source: str | None) ->
     if others:
         names = ", ".join(other.history for other in others)
         yield Text(f"It was trained on more than once: --history {names} shows the others.", style="yellow")
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("source", style="bold", no_wrap=True)
     for column in ("share", "groups", "samples", "reward", "lowest", "highest", "tokens", "longest"):
         table.add_column(column, justify="right")

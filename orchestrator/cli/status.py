@@ -93,15 +93,16 @@ def _duration(seconds: float) -> str:
 
 
 def _sources(report: dict[str, Any]) -> RenderableType:
+    """A table of figures, and what there is to say in words beneath it, where it has room."""
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("source", style="bold", no_wrap=True)
     for column in ("weight", "next batch", "buffered", "in flight", "handed out", "dropped"):
         table.add_column(column, justify="right")
-    table.add_column("", no_wrap=False)
     plan = report["plan"][0] if report["plan"] else None
+    remarks: list[tuple[str, str]] = []
     for name, source in report["sources"].items():
         groups = source["groups"]
         table.add_row(
@@ -112,9 +113,9 @@ def _sources(report: dict[str, Any]) -> RenderableType:
             str(groups["in_flight"]),
             str(source["handed_out"]),
             str(groups["dropped"]),
-            _remarks(source),
         )
-    return table
+        remarks.append((name, _remarks(source)))
+    return _with_remarks(table, remarks)
 
 
 def _remarks(source: dict[str, Any]) -> str:
@@ -127,20 +128,39 @@ def _remarks(source: dict[str, Any]) -> str:
     return ", ".join(remarks)
 
 
+def _with_remarks(table: RenderableType, remarks: Sequence[tuple[str, str]]) -> RenderableType:
+    """The table, and beneath it a line for each name of which there is something to say.
+
+    The words come from servers and from functions of the user: they are no markup, and steer no terminal.
+    """
+    from rich.console import Group
+    from rich.text import Text
+
+    lines = [
+        Text.assemble((name, "bold"), ": ", "".join(c if c.isprintable() else " " for c in text))
+        for name, text in remarks
+        if text
+    ]
+    return Group(table, *lines, *([Text("")] if lines else []))
+
+
 def engine_table(engines: Sequence[dict[str, Any]]) -> RenderableType:
-    """The engines as ``status`` reports them; ``late`` and ``failed`` are requests that went elsewhere."""
+    """The engines as ``status`` reports them; ``late`` and ``failed`` are requests that went elsewhere.
+
+    The last failure of each stands beneath the table, which has no room for it at 80 columns.
+    """
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("engine", style="bold", no_wrap=True)
-    table.add_column("state")
+    table.add_column("state", no_wrap=True)
     for column in ("in flight", "done", "failed", "late", "tokens"):
         table.add_column(column, justify="right")
     has_versions = any(engine["policy_version"] is not None for engine in engines)
     if has_versions:
         table.add_column("version", justify="right")
-    table.add_column("last error", no_wrap=False)
+    errors: list[tuple[str, str]] = []
     for engine in engines:
         version = engine["policy_version"]
         table.add_row(
@@ -150,11 +170,12 @@ def engine_table(engines: Sequence[dict[str, Any]]) -> RenderableType:
             str(engine["completed"]),
             str(engine["failed"]),
             str(engine["late"]),
-            f"{engine['tokens']:,}",
+            f"{engine['tokens']:,}" if engine["tokens"] < 10**8 else f"{engine['tokens'] / 10**6:,.0f} M",
             *(["–" if version is None else str(version)] if has_versions else []),
-            engine["last_error"] or "",
         )
-    return table
+        said = (engine["last_error"] or "").removeprefix(f"engine {engine['name']}: ")
+        errors.append((engine["name"], f"last error: {said}" if said else ""))
+    return _with_remarks(table, errors)
 
 
 _COLOURS = {"up": "green", "trial": "yellow", "updating": "yellow", "draining": "yellow"}

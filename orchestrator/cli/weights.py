@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from .check import write_out
+from .check import follows_the_run, write_out
 from .exit_codes import OK, USAGE
 from .live import CONNECT_TIMEOUT_S, Socket
 
@@ -63,7 +63,7 @@ def weights(
     if steps is None:
         print("orchestrator weights CONFIG needs --steps N", file=sys.stderr)
         return USAGE
-    names, batches = _batches(config, start, steps)
+    names, batches, adaptive = _batches(config, start, steps)
     if plot is not None:
         from .plot import draw_weights
 
@@ -74,11 +74,13 @@ def weights(
         write_out(_table(batches, names))
     else:
         write_out(f"wrote {plot}\n")
+    if adaptive and not as_json:
+        write_out(follows_the_run(adaptive) + "\n")
     return OK
 
 
-def _batches(config: Path, start: int, steps: int) -> tuple[Sequence[str], Sequence[PlannedBatch]]:
-    """The planned batches from ``start`` on.
+def _batches(config: Path, start: int, steps: int) -> tuple[Sequence[str], Sequence[PlannedBatch], Sequence[str]]:
+    """The sources, the planned batches from ``start`` on, and the sources whose weights are adaptive.
 
     Raises:
         ConfigError: the config cannot be used, or its weights at some step.
@@ -92,7 +94,7 @@ def _batches(config: Path, start: int, steps: int) -> tuple[Sequence[str], Seque
         raise loaded.error(findings)
     if broken := find_broken_weights(table, start + steps):
         raise loaded.error(broken)
-    return loaded.config.source_names, plan_from_start(loaded.config, table, start + steps)[start:]
+    return loaded.config.source_names, plan_from_start(loaded.config, table, start + steps)[start:], table.adaptive
 
 
 def _in_force(socket: Path | None, *, as_json: bool) -> int:

@@ -120,7 +120,7 @@ class Connecting:
             sock.close()
             raise ConnectionLost(
                 f"cannot connect to {self.socket_path} ({error.strerror or error}): start `orchestrator run`, or name"
-                f" its socket (socket_path, ${SOCKET_VARIABLE})",
+                f" its socket (--socket, RolloutClient(socket_path), ${SOCKET_VARIABLE})",
                 data={"may_come": error.errno in _MAY_COME},
             ) from error
         return sock

@@ -52,11 +52,13 @@ class Examination:
     """What was found.
 
     ``prompts``: number of rows of each source that could be opened; ``plan``: the coming batches, empty where weights
-    are broken; ``findings``: what keeps the config from being used; ``warnings``: what may be meant.
+    are broken; ``adaptive``: the sources whose weights follow the run, which the plan shows as before anything is seen;
+    ``findings``: what keeps the config from being used; ``warnings``: what may be meant.
     """
 
     prompts: dict[str, int] = field(default_factory=dict)
     plan: tuple[PlannedBatch, ...] = ()
+    adaptive: tuple[str, ...] = ()
     findings: list[Finding] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -178,7 +180,7 @@ def _examine_plan(config: Config, table: WeightTable, steps: int, result: Examin
     if broken := find_broken_weights(table, steps):
         result.findings += broken
         return
-    result.plan = plan_from_start(config, table, steps)
+    result.plan, result.adaptive = plan_from_start(config, table, steps), table.adaptive
     for index, source in enumerate(config.data_sources):
         peak = max(result.plan, key=lambda batch: batch.counts[source.name])
         _examine_buffer(config, index, source, peak, result)

@@ -84,7 +84,7 @@ class LeaseDesk:
         if other is not None and other != holder:
             if not takeover:
                 raise RankInUse(
-                    f"rank {rank} is used by process {other.pid}: end it, or say hello with takeover to close its"
+                    f"rank {rank} is used by process {other.pid}: end it, or connect with takeover=True to close its"
                     " connection",
                     data={"rank": rank, "pid": other.pid},
                 )

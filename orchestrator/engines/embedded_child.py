@@ -115,7 +115,7 @@ class Child:
                 await self._end(process)
         if self.url is None:
             words = "\n".join(self._last_words) or "it said nothing"
-            raise EngineError(self.name, f"its server did not start on {self.model}:\n{words}")
+            raise EngineError(self.name, f"its server did not start on {self.model}: {words}")
 
     def stop(self) -> None:
         """End the child; ``ended`` is set when that is done."""

@@ -18,6 +18,9 @@ from typing import Final
 HTTP_THREADS: Final = 64
 """Well above the connections of the parent: with fewer than connections the server stalls for seconds."""
 
+GGUF: Final = b"GGUF"
+"""What a model file of llama.cpp begins with."""
+
 
 def main(model: str, slots: int, context_tokens: int, threads: int) -> None:
     """Serve until the parent is gone."""
@@ -37,12 +40,24 @@ def main(model: str, slots: int, context_tokens: int, threads: int) -> None:
     params.warmup = False
     params.ui = False
     params.verbosity = 0
-    server = xllamacpp.Server(params)
+    try:
+        server = xllamacpp.Server(params)
+    except RuntimeError as error:  # llama.cpp says the same whatever it was
+        sys.exit(_why_not(model) or f"{str(error).rstrip('.')} ({slots} slots of {context_tokens} tokens)")
     sys.stdout.write(f"{server.listening_address}\n")
     sys.stdout.flush()
     os.dup2(2, 1)  # nobody reads standard output from here on; a full pipe would block the server
     sys.stdin.buffer.read()
     os._exit(0)
+
+
+def _why_not(model: str) -> str | None:
+    """What is wrong with the file itself, if it is the file."""
+    try:
+        with open(model, "rb") as file:
+            return None if file.read(len(GGUF)) == GGUF else "this is no GGUF file"
+    except OSError as error:
+        return f"it cannot be read: {error.strerror}"
 
 
 if __name__ == "__main__":

@@ -203,6 +203,7 @@ class WeightUpdates:
         except EngineRejected as error:
             is_known = True
             self._refused.add(member)
+            member.health.last_error = error.message
             return error.message
         except EngineError as error:
             member.health.last_error = error.message
