@@ -5,11 +5,11 @@ A Unix socket does not leave its node. Ranks on the daemon's node each connect b
 beside the daemon takes the batch and passes the groups on, byte for byte as it received them. Here plain TCP stands for
 what the trainer communicates with: ``scatter`` and ``barrier`` of ``torch.distributed`` fit in the same places.
 
-Try it on one machine, with a daemon running::
+Try it on one machine, with a daemon running whose ``rollout_batch_size`` is a multiple of the number of ranks, such as
+that of ``config/minimal.yaml``::
 
-    python examples/scatter_ranks.py --rank 0 --world-size 3 --port 29500 &
-    python examples/scatter_ranks.py --rank 1 --world-size 3 --port 29500 &
-    python examples/scatter_ranks.py --rank 2 --world-size 3 --port 29500
+    python examples/scatter_ranks.py --rank 0 --world-size 2 --port 29500 &
+    python examples/scatter_ranks.py --rank 1 --world-size 2 --port 29500
 
 A batch is acknowledged when every rank has said that it is done with it: if one of them dies, the whole batch is handed
 out again.
@@ -21,12 +21,16 @@ import argparse
 import contextlib
 import socket
 import struct
+import time
 from collections.abc import Sequence
 
 from orchestrator.client import RolloutClient, RolloutGroup
 
 TIMEOUT_S = 600.0
 """Longest silence of another rank."""
+
+START_S = 60.0
+"""How long rank 0 may take to listen."""
 
 LENGTH = struct.Struct("<Q")
 DONE = b"d"
@@ -39,7 +43,10 @@ def share_out(groups: Sequence[RolloutGroup], world_size: int) -> list[list[Roll
         ValueError: the groups cannot be shared equally.
     """
     if len(groups) % world_size:
-        raise ValueError(f"{len(groups)} groups cannot be shared equally among {world_size} ranks")
+        raise ValueError(
+            f"{len(groups)} groups cannot be shared equally among {world_size} ranks: rollout_batch_size has to be a"
+            " multiple of them"
+        )
     room = len(groups) // world_size
     shares: list[list[RolloutGroup]] = [[] for _ in range(world_size)]
     loads = [0] * world_size
@@ -98,6 +105,22 @@ def lead(client: RolloutClient, peers: Sequence[socket.socket]) -> None:
         send(peer, [])
 
 
+def join(host: str, port: int) -> socket.socket:
+    """A connection to rank 0, which may still be starting.
+
+    Raises:
+        ConnectionRefusedError: it does not listen within ``START_S``.
+    """
+    give_up_at = time.monotonic() + START_S
+    while True:
+        try:
+            return socket.create_connection((host, port), timeout=TIMEOUT_S)
+        except ConnectionRefusedError:
+            if time.monotonic() > give_up_at:
+                raise
+        time.sleep(0.1)
+
+
 def follow(rank: int, leader: socket.socket) -> None:
     """Any other rank: receive, train, say so."""
     while groups := receive(leader):
@@ -115,7 +138,7 @@ def main() -> None:
     parser.add_argument("--socket", help="the daemon's socket (rank 0)")
     args = parser.parse_args()
     if args.rank > 0:
-        with socket.create_connection((args.host, args.port), timeout=TIMEOUT_S) as leader:
+        with join(args.host, args.port) as leader:
             follow(args.rank, leader)
         return
     with contextlib.ExitStack() as stack:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import signal
 import time
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from orchestrator.cli.live import described
 from orchestrator.client import RolloutClient
 from orchestrator.config import differences, load_config, with_fixed
 from orchestrator.errors import ConfigRefused
@@ -170,3 +172,27 @@ def test_differences_are_by_name_and_what_is_fixed_stays(tmp_path: Path) -> None
     kept = with_fixed(old, new)
     assert kept.run == old.run
     assert [difference.key for difference in differences(new, kept)] == ["run.seed"]
+
+
+def test_what_has_changed_is_said_as_a_config_says_it_and_what_comes_and_goes_in_a_line(tmp_path: Path) -> None:
+    engine = {"kind": "scripted", "name": "a.b:1"}
+    old = load_config(write_config(tmp_path, engines=[engine, {**engine, "name": "two"}]))
+    write_prompts(tmp_path / "new.jsonl", 3)
+    new = load_config(
+        write_config(
+            tmp_path,
+            run={"seed": 4},
+            engines=[engine, {**engine, "name": "three"}],
+            data_sources=[source("hard"), source("new")],
+            data_source_weights=[0.3, "lambda step: 1"],
+        )
+    )
+    assert set(described([asdict(difference) for difference in differences(old, new)])) == {
+        "run.seed: 3 -> 4 (at the next start)",
+        "engines.two: removed",
+        "engines.three: added",
+        "data_sources.easy: removed",
+        "data_sources.new: added",
+        "data_source_weights.easy: 0.7 -> null",
+        'data_source_weights.new: null -> "lambda step: 1"',
+    }

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-__all__ = ["CONNECT_TIMEOUT_S", "Socket", "as_weight", "drain", "pause", "reload", "resume", "set_weight"]
+__all__ = ["CONNECT_TIMEOUT_S", "Socket", "as_weight", "described", "drain", "pause", "reload", "resume", "set_weight"]
 
 CONNECT_TIMEOUT_S = 1.0
 """A person asks about a daemon that runs; one that does not is said at once."""
@@ -95,10 +96,31 @@ def reload(*, socket: Socket = None) -> None:
 
     with RolloutClient(socket, connect_timeout_s=CONNECT_TIMEOUT_S, client="orchestrator reload") as client:
         answer = client.reload()
-    for change in answer["changes"]:
-        when = "" if change["is_live"] else " (at the next start)"
-        print(f"{change['key']}: {change['old']!r} -> {change['new']!r}{when}")
+    for line in described(answer["changes"]):
+        print(line)
     print(f"the config is in force from step {answer['step']} on" if answer["changes"] else "nothing has changed")
+
+
+def described(changes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What has changed, a line each, values as a config has them; a source or engine that comes or goes is one line."""
+    import json
+
+    whole: dict[str, str] = {}
+    for change in changes:
+        section, verb, name = change["key"].partition(".")[0], "added", change["new"]
+        if name is None:
+            verb, name = "removed", change["old"]
+        if section in ("data_sources", "engines") and change["key"] == f"{section}.{name}.name":
+            whole[f"{section}.{name}"] = verb
+    lines = []
+    for change in changes:
+        of = next((key for key in whole if change["key"].startswith(f"{key}.")), None)
+        if of is None:
+            old, new = (json.dumps(change[side], ensure_ascii=False) for side in ("old", "new"))
+            lines.append(f"{change['key']}: {old} -> {new}{'' if change['is_live'] else ' (at the next start)'}")
+        elif (line := f"{of}: {whole[of]}") not in lines:
+            lines.append(line)
+    return lines
 
 
 def drain(*, socket: Socket = None) -> None:
