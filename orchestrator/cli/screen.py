@@ -15,6 +15,8 @@ from typing import Any, Final
 
 from rich.text import Text
 
+from .status import duration
+
 __all__ = ["render_screen", "sparkline"]
 
 BLOCKS: Final = "▁▂▃▄▅▆▇█"
@@ -84,9 +86,8 @@ def _cut(lines: list[Text], count: int) -> list[Text]:
 def _run_line(status: Mapping[str, Any], width: int) -> Text:
     run = status["run"]
     end = f" of {run['num_rollout']}" if run["num_rollout"] else ""
-    minutes, seconds = divmod(int(run["uptime_s"]), 60)
-    up = f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {seconds} s"
-    parts = [f"step {status['step']}{end}", f"version {status['policy_version']}", f"up {up}", "q: quit"]
+    parts = [f"step {status['step']}{end}", f"version {status['policy_version']}", f"up {duration(run['uptime_s'])}"]
+    parts.append("q: quit")
     if len(run["name"]) + len(" · ".join(parts)) + len(f" · pid {run['pid']}") + 2 <= width:
         parts.insert(3, f"pid {run['pid']}")
     line = Text(run["name"], style="bold", no_wrap=True)

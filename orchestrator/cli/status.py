@@ -12,7 +12,7 @@ from .live import CONNECT_TIMEOUT_S, Socket
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-__all__ = ["engine_table", "render", "status"]
+__all__ = ["duration", "engine_table", "render", "status"]
 
 
 def status(
@@ -80,13 +80,14 @@ def _headline(report: dict[str, Any]) -> RenderableType:
     line = Text(run["name"], style="bold")
     line.append(
         f"  step {report['step']}{end} · policy version {report['policy_version']} · {state}"
-        f" · up {_duration(run['uptime_s'])} · pid {run['pid']}",
+        f" · up {duration(run['uptime_s'])} · pid {run['pid']}",
         style="not bold",
     )
     return line
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Such as ``12 s``, ``3 min 5 s``, ``26 h 4 min``."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
