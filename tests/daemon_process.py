@@ -118,6 +118,12 @@ class DaemonProcess:
         whole, _, _ = (self.config.parent / "log.jsonl").read_text().rpartition("\n")
         return [json.loads(line) for line in whole.splitlines()]
 
+    def wait_for_line(self, text: str) -> None:
+        """Until a line says so: lines are written by a thread of the daemon's, after what they tell of."""
+        deadline = time.monotonic() + START_DEADLINE_S
+        while not any(text in line["message"] for line in self.log):
+            assert time.monotonic() < deadline, f"no line says {text!r}"
+
 
 @contextmanager
 def daemon(config: Path) -> Iterator[DaemonProcess]:

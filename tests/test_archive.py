@@ -150,7 +150,7 @@ def test_a_disk_that_fails_keeps_no_trainer_waiting_and_costs_nothing_once_it_wo
         with process.connect() as client:
             assert client.status()["archive"] is None
             train(client, 1)
-        assert any("2 batches, of steps 5 to 6, waited for an archive" in line["message"] for line in process.log)
+        process.wait_for_line("2 batches, of steps 5 to 6, waited for an archive")
         assert process.stop() == 0
 
 

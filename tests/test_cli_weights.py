@@ -82,6 +82,7 @@ def test_what_is_in_force_in_a_daemon_and_why(tmp_path: Path, capsys: pytest.Cap
         assert hard["why"] == "set at run time; the config file says 0.4"
         assert main(["weights", "--socket", str(process.socket)]) == OK
         assert "weights from step 1 on" in capsys.readouterr().out
+        process.wait_for_line("easy is paused from step 1 on, by an operator")
         audit = [line["message"] for line in process.log if "an operator" in line["message"]]
         assert [text.partition(" (pid ")[0] for text in audit] == [
             "the weight of hard is lambda step: 2, was 0.4 from step 1 on, by an operator",

@@ -216,7 +216,7 @@ def test_engines_come_and_go_by_command_and_that_survives_a_crash(tmp_path: Path
             assert engines(client)["two"]["max_in_flight"] == 7
             take(client, 2)
             assert_accounts(client.status())
-        assert any("now says something else" in line["message"] for line in process.log)
+        process.wait_for_line("now says something else")
 
 
 def test_the_last_engine_may_go_and_the_cause_says_how_to_get_one(tmp_path: Path) -> None:
