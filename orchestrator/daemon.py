@@ -52,6 +52,11 @@ SINKS_DEADLINE_S: Final = 10.0
 ARCHIVE_DEADLINE_S: Final = 5.0
 """At the end, for the archive; what it does not get within it waits in the state for the next start."""
 
+COLLECT_AFTER: Final = (10_000, 20, 10)
+"""Thresholds of the collector of cycles (``gc.set_threshold``). A generation in flight is some hundreds of objects and
+no cycle: with Python's own thresholds all those in flight are looked through again and again, which holds the loop up.
+Garbage that does form cycles is bounded by their product, two million objects."""
+
 LINGER_S: Final = 10.0
 """A finished run ends when no client has been connected for this long: ranks may still want to read the end."""
 
@@ -106,6 +111,7 @@ class Daemon:
                 await self._refill(parts, store.ledger.step)
                 gc.collect()
                 gc.freeze()  # what was read back lives long: looking through it would hold the loop up
+                gc.set_threshold(*COLLECT_AFTER)
                 stack.push_async_callback(self._close_lines, parts.lines)
                 self._report_recovery(store)
                 await self._supervise(parts, store, changed)
