@@ -2,7 +2,7 @@
 
 Invariants:
 
-* No token within ``stall_s``, or no end within ``request_timeout_s``, ends a request.
+* No token within ``stall_s`` (and ``STALL_SLACK`` of it), or no end within ``request_timeout_s``, ends a request.
 * Tokens count under the policy version that the engine is known to hold when they arrive; where that is not known,
   under the version in force.
 * A stop text that began before this request is seen in it, and ends it: what came together with it is not part of the

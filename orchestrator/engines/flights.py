@@ -13,9 +13,11 @@ Invariants:
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 import anyio
 
@@ -26,6 +28,9 @@ from .member import Member
 
 __all__ = ["Flight", "Flights"]
 
+STALL_SLACK: Final = 1 / 16
+"""A stall is found so much later at most, as a share of what counts as one: a timer need not be set at each event."""
+
 
 @dataclass(slots=True, eq=False)
 class Flight:
@@ -33,7 +38,7 @@ class Flight:
 
     ``last_moment`` and ``stall_s`` are its deadlines, in seconds of the loop's clock; while it ``is_held`` it has none.
     ``was_interrupted``: cut by us, the sample goes on later; ``is_stopped``: its text has ended; ``is_late``: it goes
-    elsewhere, its first token being late. ``touched``: when it last said something, or began.
+    elsewhere, its first token being late. ``touched``: when it last said something, or began; ``clock``: the loop's.
     """
 
     member: Member
@@ -47,12 +52,18 @@ class Flight:
     is_heard: bool = False
     is_held: bool = False
     touched: float = 0.0
+    clock: Callable[[], float] = field(default_factory=lambda: asyncio.get_running_loop().time)
 
     def touch(self) -> None:
         """It is at work: the time without a token begins anew."""
-        self.touched = anyio.current_time()
+        self.touched = self.clock()
+        if self.is_held:
+            self.scope.deadline = math.inf
+            return
         stalls = self.touched + self.stall_s
-        self.scope.deadline = math.inf if self.is_held else min(self.last_moment, stalls)
+        latest = min(self.last_moment, stalls + STALL_SLACK * self.stall_s)
+        if not min(self.last_moment, stalls) <= self.scope.deadline <= latest:
+            self.scope.deadline = latest
 
     def stop(self) -> None:
         """End it: a stop text is complete."""
