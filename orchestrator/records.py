@@ -90,8 +90,8 @@ class Sample:
         elif self.logprobs is not None:
             if len(logprobs) != len(tokens):
                 raise ValueError(f"{len(tokens)} tokens came with {len(logprobs)} log-probabilities")
-            self.logprobs.extend(logprobs)
-        self.tokens.extend(tokens)
+            _append(self.logprobs, logprobs)
+        _append(self.tokens, tokens)
         if self.versions and self.versions[-1][0] == version:
             self.versions[-1][1] += len(tokens)
         else:
@@ -117,6 +117,14 @@ class Sample:
     def oldest_version(self) -> int | None:
         """The oldest policy version that produced a token of this sample; ``None`` without such a token."""
         return min((version for version, _ in self.versions if version != NO_VERSION), default=None)
+
+
+def _append(column: array[Any], values: Sequence[Any]) -> None:
+    """Lists, which engines' answers are, are taken at once and not item by item."""
+    if isinstance(values, list):
+        column.fromlist(values)
+    else:
+        column.extend(values)
 
 
 @dataclass(slots=True)

@@ -16,6 +16,7 @@ Invariants:
 from __future__ import annotations
 
 import zlib
+from array import array
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Literal
 
@@ -169,7 +170,7 @@ class Generation:
         seed = settings.seed if sampling.seed is None else sampling.seed
         request = GenerationRequest(
             request_id=f"{sample.index}-{generated}-{self._attempt}",
-            tokens=[] if member.is_text_only else [*self._asked.prompt_tokens, *sample.tokens],
+            tokens=[] if member.is_text_only else array("i", self._asked.prompt_tokens) + sample.tokens,
             max_new_tokens=sampling.max_new_tokens if member.is_text_only else self._piece_tokens(generated),
             sampling=sampling,
             seed=zlib.crc32(f"{seed}/{sample.index}/{generated}/{self._attempt}".encode()),

@@ -70,9 +70,9 @@ class Received:
         if total is None or (not entries and is_abort):
             total = self.tokens  # an abort while it waited: nothing was added
         if self.tokens + len(entries) == total:
-            new: list[tuple[float, int, str | None]] = list(entries)
+            new: list[tuple[float, int, str | None]] = entries
         elif len(entries) == total >= self.tokens:
-            new = list(entries[self.tokens :])
+            new = entries[self.tokens :]
         else:
             raise ValueError(f"{total} tokens were counted, {self.tokens} had come, and {len(entries)} came with it")
         self.tokens += len(new)

@@ -33,6 +33,8 @@ class StopWatch:
 
     def add(self, text: str) -> bool:
         """Whether a stop text is complete now."""
+        if not self._stops:
+            return False
         seen = self._tail + text
         self._tail = seen[-self._kept :] if self._kept else ""
         return any(stop in seen for stop in self._stops)
