@@ -114,7 +114,7 @@ class EngineHttp:
     # -- requests ------------------------------------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def _request(self, path: str, body: Any = None) -> AsyncIterator[aiohttp.ClientResponse]:
+    async def _request(self, path: str, data: bytes | None) -> AsyncIterator[aiohttp.ClientResponse]:
         if self._missing_key is not None:
             raise EngineUnavailable(self.name, f"the environment variable {self._missing_key} holds no key")
         scope = anyio.CancelScope()
@@ -122,7 +122,7 @@ class EngineHttp:
             self._under_way.add(scope)
             try:
                 with scope:
-                    async with self._exchange(path, body) as response:
+                    async with self._exchange(path, data) as response:
                         yield response
                     return
             finally:
@@ -130,8 +130,8 @@ class EngineHttp:
         raise EngineUnavailable(self.name, "its connections were closed")
 
     @asynccontextmanager
-    async def _exchange(self, path: str, body: Any) -> AsyncIterator[aiohttp.ClientResponse]:
-        method, data = ("GET", None) if body is None else ("POST", orjson.dumps(body))
+    async def _exchange(self, path: str, data: bytes | None) -> AsyncIterator[aiohttp.ClientResponse]:
+        method = "GET" if data is None else "POST"
         try:
             async with self._open().request(method, self._url + path, data=data, headers=self._headers) as response:
                 if response.status != 200:
@@ -185,7 +185,7 @@ class EngineHttp:
     async def fetch(self, path: str, body: Any = None, *, deadline_s: float, max_bytes: int) -> Answer:
         """The whole answer; raises as :meth:`ask` does."""
         with anyio.move_on_after(deadline_s):
-            async with self._request(path, body) as response:
+            async with self._request(path, None if body is None else orjson.dumps(body)) as response:
                 return Answer(await self._read(path, response, max_bytes), response.headers)
         raise EngineStalled(self.name, f"{path}: no answer within {deadline_s:g} s")
 
@@ -207,7 +207,9 @@ class EngineHttp:
         Raises:
             EngineRejected, EngineUnavailable: see the module's invariants; on entering for the answer's status.
         """
-        async with self._request(path, body) as response:
+        data = orjson.dumps(body)
+        del body  # as Python's objects it is ten times as large, and the stream may take minutes
+        async with self._request(path, data) as response:
             yield _Events(self, path, msgspec.json.Decoder(into), response.content)
 
 

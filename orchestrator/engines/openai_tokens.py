@@ -231,6 +231,8 @@ class OpenAITokens:
                         if choice.finish_reason is not None:
                             self._note_end(choice, last, request.sampling)
                             return self._end(choice.finish_reason)
+                        del choice
+                    del event  # not held until the next one comes: so many are in flight
         raise EngineUnavailable(self.name, "the stream ended before the generation did")
 
     def _hand_over(self, choice: Choice, sink: TokenSink) -> None:

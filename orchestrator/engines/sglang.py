@@ -218,6 +218,7 @@ class SGLangEngine:
             if finish is not None:
                 self._note_end(finish, request.sampling)
                 return self._end(finish, received, request.sampling)
+            del event  # not held until the next one comes: so many are in flight
         raise EngineUnavailable(self.name, "the stream ended before the generation did")
 
     def body(self, request: GenerationRequest, rid: str) -> dict[str, Any]:
