@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 from orchestrator.client import Batch, RolloutClient
 from orchestrator.client.buffers import MAX_BUFFERS, BufferPool
+from orchestrator.client.checks import check_group
 from orchestrator.errors import FrameError
-from orchestrator.frames import encode_group
+from orchestrator.frames import GroupFrame, encode_group
 from orchestrator.records import NO_VERSION, Group, Sample, SampleStatus
 
 from .builders import make_group
@@ -165,6 +166,14 @@ def test_a_group_is_looked_at_only_when_asked_for() -> None:
     assert batch.groups[0].source == "easy"
     with pytest.raises(FrameError):
         _ = batch.groups[1].source
+
+
+@pytest.mark.parametrize("status", [[], {}, 1, None, "lost"])
+def test_a_status_of_another_type_is_a_frame_error(status: Any) -> None:
+    frame = GroupFrame(encode_group(make_group()))
+    frame.header["samples"][0]["status"] = status
+    with pytest.raises(FrameError, match="known `status`"):
+        check_group(frame)
 
 
 @pytest.mark.parametrize("missing", ["lease", "step", "policy_version", "groups"])

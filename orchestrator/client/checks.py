@@ -87,7 +87,8 @@ def _check_offsets(frame: GroupFrame, name: str, n: int, total: int) -> list[int
 
 
 def _check_sample(i: int, sample: Any, tokens: int) -> None:
-    if not isinstance(sample, dict) or type(sample.get("index")) is not int or sample.get("status") not in _STATUSES:
+    is_object = isinstance(sample, dict) and type(sample.get("index")) is int
+    if not is_object or type(sample.get("status")) is not str or sample["status"] not in _STATUSES:
         raise FrameError(f"sample {i} is an object with an integer `index` and a known `status`")
     reward: Any = sample.get("reward")
     if type(reward) not in _NUMBERS or not math.isfinite(reward):
