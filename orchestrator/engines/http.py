@@ -98,6 +98,7 @@ class EngineHttp:
                 # A connection a request: the servers end idle ones after 5 s, which a request that is just being sent
                 # on one would take for a failure; and an abort must never wait behind the stream that it ends.
                 connector=aiohttp.TCPConnector(limit=self._connections, force_close=True),
+                cookie_jar=aiohttp.DummyCookieJar(),  # a cookie could tie all requests to one server behind a router
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._connect_timeout_s),
             )
         return self._session
@@ -244,7 +245,8 @@ class _Events(Generic[T]):
         if data == b"[DONE]":
             raise StopAsyncIteration
         try:
-            return self._decoder.decode(str(data, "utf-8"))  # strictly: msgspec passes over keys that it does not know
+            # Strictly: msgspec passes over keys that it does not know.
+            return self._decoder.decode(data if data.isascii() else str(data, "utf-8"))
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise self._http.wrong(self._path, error) from error
 
@@ -256,10 +258,12 @@ class _Events(Generic[T]):
             raise EngineUnavailable(self._http.name, f"{self._path}: {_said(error)}") from error
         if not part:
             raise StopAsyncIteration
-        self._rest += part
         if b"\n" in part:
-            *lines, self._rest = self._rest.split(b"\n")
-            self._lines.extend(map(bytes, lines))
+            *lines, rest = (bytes(self._rest) + part if self._rest else part).split(b"\n")
+            self._lines.extend(lines)
+            self._rest = bytearray(rest)
+        else:
+            self._rest += part
         if len(self._rest) > MAX_LINE_BYTES:
             raise EngineUnavailable(self._http.name, f"{self._path}: a line of more than {MAX_LINE_BYTES} bytes")
 
