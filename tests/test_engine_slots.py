@@ -6,6 +6,7 @@ import random
 from itertools import pairwise
 
 import anyio
+import anyio.lowlevel
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +17,7 @@ from orchestrator.engines.flights import Flights
 from orchestrator.engines.lateness import LATE_FLOOR_S
 from orchestrator.engines.member import Member
 from orchestrator.engines.scripted import ScriptedEngine
-from orchestrator.engines.slots import Slots
+from orchestrator.engines.slots import A_TURN, Slots
 from orchestrator.engines.stop_texts import StopWatch, cut_at_stop
 
 
@@ -58,6 +59,23 @@ async def test_no_engine_has_more_than_its_bound_and_the_least_loaded_is_taken()
         slots.release(two)
         await anyio.wait_all_tasks_blocked()
         assert (queue.names, two.in_flight, slots.waiting) == ("abcde", 3, 0)
+
+
+async def test_a_turn_of_the_loop_begins_few_requests_however_many_wait() -> None:
+    (one,) = members(1000)
+    slots, waiting, turns = Slots([one]), 5 * A_TURN + 3, [0]
+    async with anyio.create_task_group() as tasks:
+        slots.is_open = False
+        for _ in range(waiting):
+            tasks.start_soon(slots.acquire)
+        await anyio.wait_all_tasks_blocked()
+        slots.is_open = True
+        slots.dispatch()
+        while turns[-1] < waiting and len(turns) < 1000:
+            turns.append(one.in_flight)
+            await anyio.lowlevel.checkpoint()
+    assert max(after - before for before, after in pairwise(turns)) == A_TURN
+    assert (one.in_flight, slots.waiting) == (waiting, 0)
 
 
 async def test_continuations_come_first_and_within_a_kind_it_is_first_come_first_served() -> None:

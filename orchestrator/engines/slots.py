@@ -9,6 +9,7 @@ Invariants:
 * Among engines with room the one asked for is taken (it holds the sample's prefix), else the least loaded.
 * An engine that just failed a sample is avoided by it while another one is up, even if that one is full: an engine that
   fails at once is always the least loaded one and would otherwise be given everything.
+* No more than ``A_TURN`` slots are given in one turn of the loop, however many are free.
 * A waiter that is cancelled leaves the queue, and gives back a slot that it was just given.
 * Whoever returns from :meth:`Slots.acquire` may send a request as long as it awaits nothing before: a slot that was
   given before dispatch closed, or before its engine was taken from work, is worth nothing.
@@ -16,15 +17,21 @@ Invariants:
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 import anyio
 
 from .member import Member
 
-__all__ = ["Slots"]
+__all__ = ["A_TURN", "Slots"]
+
+A_TURN: Final = 32
+"""Slots given in one turn of the loop: beginning a request takes a fraction of a millisecond, and a batch that is taken
+out has hundreds begun at once; what arrives meanwhile is read between the turns."""
 
 
 @dataclass(slots=True, eq=False)
@@ -42,6 +49,7 @@ class Slots:
         self._members = members
         self._continued: deque[_Waiter] = deque()
         self._fresh: deque[_Waiter] = deque()
+        self._given = 0  # in this turn of the loop
         self.is_open = True
 
     @property
@@ -84,12 +92,12 @@ class Slots:
 
         To be called when dispatch opened, and when an engine may take work that could not, or the other way round.
         """
-        if not self.is_open:
+        if not self.is_open or self._given >= A_TURN:
             return
         free = [member for member in self._members if member.room]
         for queue in (self._continued, self._fresh):
             passed_over: list[_Waiter] = []
-            while queue and free:
+            while queue and free and self._given < A_TURN:
                 waiter = queue.popleft()
                 member = self._choose(waiter, free)
                 if member is None:
@@ -98,9 +106,20 @@ class Slots:
                 member.taken()
                 waiter.member = member
                 waiter.event.set()
+                self._count_given()
                 if not member.room:
                     free.remove(member)
             queue.extendleft(reversed(passed_over))
+
+    def _count_given(self) -> None:
+        """Go on in the next turn of the loop, if this one has begun as many requests as it may."""
+        if self._given == 0:
+            asyncio.get_running_loop().call_soon(self._next_turn)
+        self._given += 1
+
+    def _next_turn(self) -> None:
+        self._given = 0
+        self.dispatch()
 
     def _choose(self, waiter: _Waiter, free: Sequence[Member]) -> Member | None:
         """The engine for a waiter; ``None`` if it should wait for another one."""
