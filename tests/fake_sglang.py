@@ -200,7 +200,8 @@ class FakeSGLang(FakeServer):
                 return
             finish: dict[str, Any] | None = None
             if is_over:
-                matched = piece.matched if piece.matched is not None else piece.tokens[-1]
+                last = piece.tokens[-1] if piece.tokens else None  # none: it was asked to go on after the end
+                matched = piece.matched if piece.matched is not None else last
                 finish = {"type": piece.reason} | ({"matched": matched} if piece.reason == "stop" else {})
             await response.write(event_of(self._event(run.rid, piece, sent, upto, finish)))
             sent = upto
