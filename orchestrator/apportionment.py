@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import heapq
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -79,17 +80,18 @@ def apportion(
         ValueError: an argument is out of range or of another length.
     """
     n = len(shares)
-    active = [True] * n if active is None else active
-    limits = [None] * n if limits is None else limits
     _check(shares, carry, size, active, limits)
-    poured = [share if is_active else 0.0 for share, is_active in zip(shares, active, strict=True)]
+    poured, cups = list(shares), list(range(n))
+    if active is not None and not all(active):
+        poured = [share if is_active else 0.0 for share, is_active in zip(shares, active, strict=True)]
+        cups = [i for i in cups if active[i]]
+    caps = {i: limit for i, limit in enumerate(limits or ()) if limit is not None}
     counts = [0] * n
     if not any(poured):
         return Apportionment(tuple(counts), tuple(carry))
     owed = [int(value * _UNITS_PER_GROUP) for value in carry]
     _pour(owed, poured, size * _UNITS_PER_GROUP)
-    cups = [i for i in range(n) if active[i]]
-    _empty(owed, poured, counts, cups, limits, size)
+    _empty(owed, poured, counts, cups, caps, size)
     return Apportionment(tuple(counts), tuple(value / _UNITS_PER_GROUP for value in owed))
 
 
@@ -97,19 +99,20 @@ def _check(
     shares: Sequence[float],
     carry: Sequence[float],
     size: int,
-    active: Sequence[bool],
-    limits: Sequence[int | None],
+    active: Sequence[bool] | None,
+    limits: Sequence[int | None] | None,
 ) -> None:
-    if not len(shares) == len(carry) == len(active) == len(limits):
-        lengths = ", ".join(str(len(values)) for values in (shares, carry, active, limits))
-        raise ValueError(f"shares, carry, active and limits have one entry a source, not {lengths}")
+    lengths = [len(values) for values in (shares, carry, active, limits) if values is not None]
+    if min(lengths) != max(lengths):
+        found = ", ".join(map(str, lengths))
+        raise ValueError(f"shares, carry, active and limits have one entry a source, not {found}")
     if size < 1:
         raise ValueError(f"a batch has at least 1 group, not {size}")
     if not (all(map(math.isfinite, shares)) and min(shares, default=0.0) >= 0.0):
         raise ValueError(f"shares are finite and at least 0, not {list(shares)}")
     if not all(map(math.isfinite, carry)):
         raise ValueError(f"carries are finite, not {list(carry)}")
-    if any(limit is not None and limit < 0 for limit in limits):
+    if limits is not None and any(limit is not None and limit < 0 for limit in limits):
         raise ValueError(f"limits are at least 0, not {list(limits)}")
 
 
@@ -124,39 +127,37 @@ def _pour(owed: list[int], shares: Sequence[float], units: int) -> None:
     units_per_share = units / total
     parts = [round(units_per_share * share) for share in scaled]
     parts[scaled.index(1.0)] += units - sum(parts)
-    for i, part in enumerate(parts):
-        owed[i] += part
+    owed[:] = map(operator.add, owed, parts)
 
 
 def _empty(
     owed: list[int],
     shares: Sequence[float],
     counts: list[int],
-    cups: list[int],
-    limits: Sequence[int | None],
+    cups: Sequence[int],
+    caps: dict[int, int],
     size: int,
 ) -> None:
     """Take ``size`` groups from the cups, fill ``counts`` and leave in ``owed`` what is owed afterwards.
 
-    Cups that are over their limit are closed at it and their claims poured into the others, until none is: at most n
-    rounds, and one where nothing is limited. A cup of share 0 has the whole groups of what it is owed as its limit, so
-    that it does not stand in for exhausted sources.
+    ``caps`` are the limits of cups that have one. Cups that are over it are closed at it and their claims poured into
+    the others, until none is: at most n rounds, and one where nothing is limited. A cup of share 0 has the whole groups
+    of what it is owed as its limit, so that it does not stand in for exhausted sources.
     """
-    limits = list(limits)
-    for i in cups:
-        if shares[i] == 0.0:
-            whole = max(0, -(-owed[i] // _UNITS_PER_GROUP))
-            limits[i] = min(whole, size if (limit := limits[i]) is None else limit)
-    cups = [i for i in cups if shares[i] > 0.0 or owed[i] > 0]
+    if 0.0 in shares:
+        for i in cups:
+            if shares[i] == 0.0:
+                caps[i] = min(max(0, -(-owed[i] // _UNITS_PER_GROUP)), caps.get(i, size))
+        cups = [i for i in cups if shares[i] > 0.0 or owed[i] > 0]
     while True:
         taken = _take(owed, cups, size)
-        over = [i for i in cups if (limit := limits[i]) is not None and taken[i] > limit]
+        over = [i for i, cap in caps.items() if taken.get(i, 0) > cap]
         if not over:
             break
         cups = [i for i in cups if i not in over]
         claim = 0
         for i in over:
-            counts[i] = limits[i] or 0
+            counts[i] = caps[i]
             size -= counts[i]
             claim += owed[i] - counts[i] * _UNITS_PER_GROUP
             owed[i] = 0
@@ -177,10 +178,7 @@ def _take(owed: Sequence[int], cups: Sequence[int], size: int) -> dict[int, int]
     """
     if not cups:
         return {}
-    taken = dict.fromkeys(cups, 0)
-    for i in cups:
-        if owed[i] >= _UNITS_PER_GROUP:
-            taken[i] = min(size, owed[i] // _UNITS_PER_GROUP)
+    taken = {i: min(size, owed[i] // _UNITS_PER_GROUP) if owed[i] >= _UNITS_PER_GROUP else 0 for i in cups}
     missing = size - sum(taken.values())
     if missing > 0:
         fullest = [(taken[i] * _UNITS_PER_GROUP - owed[i], i) for i in cups]

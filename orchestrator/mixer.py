@@ -140,6 +140,7 @@ class Mixer:
         self.outstanding_bound = outstanding_bound
         self._buffer_bounds = dict(buffer_bounds)
         self._plan: tuple[tuple[int, int], tuple[PlannedBatch, ...]] | None = None
+        self._earlier: tuple[PlannedBatch, ...] = ()
         self._borrows_at: int | None = None
 
     # -- the plan ------------------------------------------------------------------------------------------------------
@@ -155,6 +156,7 @@ class Mixer:
         key = (self._ledger.plan_revision, self.table.revision)
         if self._plan is None or self._plan[0] != key:
             states = self._ledger.sources
+            limits = self._limits()
             plan = forecast(
                 self.table,
                 step=self._ledger.step,
@@ -162,10 +164,12 @@ class Mixer:
                 size=self.batch_size,
                 horizon=self.horizon,
                 active=[name for name, state in states.items() if not state.paused],
-                limits=self._limits(),
+                limits=limits,
                 debt={name: state.debt for name, state in states.items()},
+                earlier=self._earlier,
             )
             self._plan = (key, plan)
+            self._earlier = () if limits else plan
         return self._plan[1]
 
     def _limits(self) -> dict[str, int]:

@@ -4,6 +4,8 @@ Invariants:
 
 * A plan is a forecast: it changes nothing, and the same facts give the same plan. The counts of a batch are final when
   it forms, and are those of the first batch of a plan made then.
+* What an earlier plan says of a batch is kept where nothing that the batch depends on has changed since; it is what
+  would be planned anew.
 * A plan ends before a batch that could not form: where no source with groups to give has a weight above 0, or limits
   leave it incomplete (an incomplete batch is the plan's last).
 * Launching never exceeds its bound, but for what the next batch lacks: a batch can always become complete.
@@ -18,7 +20,7 @@ from typing import Final
 
 from .apportionment import apportion
 from .borrowing import repay
-from .weights import WeightTable
+from .weights import WeightRow, WeightTable
 
 __all__ = [
     "MIN_ACCEPTANCE",
@@ -63,6 +65,7 @@ def forecast(
     active: Collection[str],
     limits: Mapping[str, int] | None = None,
     debt: Mapping[str, float] | None = None,
+    earlier: Sequence[PlannedBatch] = (),
 ) -> tuple[PlannedBatch, ...]:
     """The batches ``step`` … ``step + horizon - 1`` as they look now.
 
@@ -76,6 +79,7 @@ def forecast(
         limits: for exhausted sources the groups that they have left; used up batch by batch. A source with nothing left
             takes no part: its weight counts as 0.
         debt: what others gave in place of each source; paid back batch by batch.
+        earlier: a plan made before from the same table, without limits.
 
     Returns:
         The plan; empty when all shares of the next batch are 0.
@@ -84,11 +88,17 @@ def forecast(
     owed = {name: carry.get(name, 0.0) for name in table.names}
     owing = {name: (debt or {}).get(name, 0.0) for name in table.names}
     plan: list[PlannedBatch] = []
+    known = {batch.step: batch for batch in earlier} if not left else {}
     for planned_step in range(step, step + horizon):
         taking_part = {name for name in active if left.get(name) != 0}
         row = table.at(planned_step, active=taking_part)
         if not any(row.shares.values()):
             break
+        kept = _still_true(known, planned_step, owed, owing, row, size)
+        if kept is not None:
+            plan.append(kept)
+            owed, owing = kept.carry, kept.debt
+            continue
         if any(owing.values()):
             owed, owing = repay(owed, owing, row.shares, size, gone=[name for name in left if not left[name]])
         result = apportion(
@@ -108,9 +118,28 @@ def forecast(
     return tuple(plan)
 
 
+def _still_true(
+    known: Mapping[int, PlannedBatch],
+    step: int,
+    owed: Mapping[str, float],
+    owing: Mapping[str, float],
+    row: WeightRow,
+    size: int,
+) -> PlannedBatch | None:
+    """The batch of an earlier plan, if it would be the same now: same row, same size, same carries and debts before."""
+    before, batch = known.get(step - 1), known.get(step)
+    if before is None or batch is None or batch.shares is not row.shares:  # the table gives the same row again
+        return None
+    same = before.carry == owed and before.debt == owing and sum(batch.counts.values()) == size
+    return batch if same else None
+
+
 def demand(plan: Sequence[PlannedBatch]) -> dict[str, int]:
     """Groups of each source that a plan needs in all; empty for an empty plan."""
-    return {name: sum(batch.counts[name] for batch in plan) for name in (plan[0].counts if plan else ())}
+    if not plan:
+        return {}
+    columns = zip(*(batch.counts.values() for batch in plan), strict=True)  # every batch names all sources in one order
+    return dict(zip(plan[0].counts, map(sum, columns), strict=True))
 
 
 def production_horizon(lookahead: int, max_staleness: int | None) -> int:

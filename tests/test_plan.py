@@ -66,6 +66,31 @@ def test_planning_ahead_is_planning_again_after_each_batch(
     assert demand(ahead) == {name: sum(batch.counts[name] for batch in ahead) for name in (NAMES if ahead else ())}
 
 
+@given(
+    st.lists(st.floats(0.01, 1.0), min_size=3, max_size=3),
+    st.sampled_from(("nothing", "weight", "size", "paused", "carry", "debt", "limit")),
+)
+def test_an_earlier_plan_changes_nothing_but_the_work(values: list[float], change: str) -> None:
+    """What is still true of it is taken over as it is, and whatever a batch depends on makes it a new one."""
+    table = table_of(*values)
+    earlier = plan_of(table)
+    if change == "weight":
+        table.set("easy", parse_weight(2 * values[0]))
+    facts = {
+        "nothing": {},
+        "weight": {},
+        "size": {"size": 9},
+        "paused": {"active": ["easy", "code"]},
+        "carry": {"carry": {"easy": 0.5, "code": -0.5}},
+        "debt": {"debt": {"easy": 2.0, "code": -2.0}},
+        "limit": {"limits": {"easy": 1}},
+    }[change]
+    facts = {"step": 1, "carry": earlier[0].carry} | facts
+    again = plan_of(table, **facts, earlier=earlier)
+    assert again == plan_of(table, **facts)
+    assert (again[0] is earlier[1] and again[1] is earlier[2]) == (change == "nothing")
+
+
 def test_there_is_no_plan_where_no_batch_could_form() -> None:
     assert plan_of(table_of(0, 0)) == ()
     assert plan_of(table_of(1, 0), active=["hard"]) == ()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from orchestrator.plan import demand, forecast
+from orchestrator.plan import PlannedBatch, demand, forecast
 from orchestrator.weights import WeightTable, parse_weight
 
 from .measure import Taken, cpu, cpu_ratio, exponent, interleave, wall, watched
@@ -32,13 +32,21 @@ def planner(sources: int) -> Callable[[], Taken]:
     table = WeightTable(names, [parse_weight(expression(i)) for i in range(sources)])
     at = [0]
     carry = dict.fromkeys(names, 0.0)
+    plan: tuple[PlannedBatch, ...] = ()
 
     def turn() -> Taken:
-        nonlocal carry
+        nonlocal carry, plan
         with watched() as watch:
             for step in range(at[0], at[0] + STEPS):
                 plan = forecast(
-                    table, step=step, carry=carry, size=GROUPS_A_BATCH, horizon=LOOKAHEAD, active=names, debt=carry_none
+                    table,
+                    step=step,
+                    carry=carry,
+                    size=GROUPS_A_BATCH,
+                    horizon=LOOKAHEAD,
+                    active=names,
+                    debt=carry_none,
+                    earlier=plan,
                 )
                 demand(plan)
                 carry = plan[0].carry
