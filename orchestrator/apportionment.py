@@ -151,7 +151,7 @@ def _empty(
         cups = [i for i in cups if shares[i] > 0.0 or owed[i] > 0]
     while True:
         taken = _take(owed, cups, size)
-        over = [i for i, cap in caps.items() if taken.get(i, 0) > cap]
+        over = [i for i, cap in caps.items() if taken[i] > cap]
         if not over:
             break
         cups = [i for i in cups if i not in over]
@@ -164,37 +164,56 @@ def _empty(
         others = [share if i in cups else 0.0 for i, share in enumerate(shares)]
         if any(others):
             _pour(owed, others, claim)
-    for i, count in taken.items():
-        counts[i] = count
-        owed[i] -= count * _UNITS_PER_GROUP
+    for i, count in enumerate(taken):
+        if count:
+            counts[i] = count
+            owed[i] -= count * _UNITS_PER_GROUP
 
 
-def _take(owed: Sequence[int], cups: Sequence[int], size: int) -> dict[int, int]:
-    """How often each cup is the fullest when ``size`` groups are taken one at a time, each from the fullest.
+def _take(owed: Sequence[int], cups: Sequence[int], size: int) -> list[int]:
+    """[n] how often each is the fullest of ``cups`` when ``size`` groups are taken one at a time from the fullest.
 
-    Computed without going one at a time: first every whole group that is owed, then single groups, one more from the
-    fullest rest or one back from the emptiest, until the sum is right. O((n + d) log n) with d the corrections, fewer
-    than n as long as carries add up to 0.
+    Computed without going one at a time: first every whole group that is owed, then one more from each of the fullest
+    rests, if none of them is the fullest twice; else single groups, one more from the fullest rest or one back from the
+    emptiest, until the sum is right. O((n + d) log n) with d the corrections, fewer than n as long as carries add up
+    to 0.
     """
+    taken = [0] * len(owed)
     if not cups:
-        return {}
-    taken = {i: min(size, owed[i] // _UNITS_PER_GROUP) if owed[i] >= _UNITS_PER_GROUP else 0 for i in cups}
-    missing = size - sum(taken.values())
+        return taken
+    for i in cups:
+        if owed[i] >= _UNITS_PER_GROUP:
+            taken[i] = min(size, owed[i] // _UNITS_PER_GROUP)
+    missing = size - sum(taken)
+    if missing == 0:
+        return taken
+    rests = [units - count * _UNITS_PER_GROUP for units, count in zip(owed, taken, strict=True)]
+    if 0 < missing <= len(cups):
+        fullest = sorted(cups, key=rests.__getitem__, reverse=True)  # stable: of equal ones the lower index first
+        if rests[fullest[missing - 1]] > rests[fullest[0]] - _UNITS_PER_GROUP:
+            for i in fullest[:missing]:
+                taken[i] += 1
+            return taken
+    _correct(taken, rests, cups, missing)
+    return taken
+
+
+def _correct(taken: list[int], rests: Sequence[int], cups: Sequence[int], missing: int) -> None:
+    """Take ``missing`` more groups one at a time, or give so many back if it is below 0."""
     if missing > 0:
-        fullest = [(taken[i] * _UNITS_PER_GROUP - owed[i], i) for i in cups]
+        fullest = [(-rests[i], i) for i in cups]
         heapq.heapify(fullest)
         for _ in range(missing):
-            rest, i = fullest[0]
+            emptiness, i = fullest[0]
             taken[i] += 1
-            heapq.heapreplace(fullest, (rest + _UNITS_PER_GROUP, i))
-    elif missing < 0:
-        emptiest = [(owed[i] - taken[i] * _UNITS_PER_GROUP, -i) for i in cups if taken[i]]
-        heapq.heapify(emptiest)
-        for _ in range(-missing):
-            rest, negative = emptiest[0]
-            taken[-negative] -= 1
-            if taken[-negative]:
-                heapq.heapreplace(emptiest, (rest + _UNITS_PER_GROUP, negative))
-            else:
-                heapq.heappop(emptiest)
-    return taken
+            heapq.heapreplace(fullest, (emptiness + _UNITS_PER_GROUP, i))
+        return
+    emptiest = [(rests[i], -i) for i in cups if taken[i]]
+    heapq.heapify(emptiest)
+    for _ in range(-missing):
+        rest, negative = emptiest[0]
+        taken[-negative] -= 1
+        if taken[-negative]:
+            heapq.heapreplace(emptiest, (rest + _UNITS_PER_GROUP, negative))
+        else:
+            heapq.heappop(emptiest)

@@ -8,7 +8,7 @@ Invariants:
   takes and gives 8 bytes and ends within microseconds; ``2 ** 10 ** 9`` is an overflow, not a number of 10^9 bits.
   Functions that work on unbounded integers (``factorial``, ``comb``, ``perm``, ``gcd``, …) are left out for that.
 * A text has at most :data:`MAX_CHARACTERS` characters and :data:`MAX_NODES` nodes, so an evaluation takes at most as
-  many operations. A tree of closures does it, about 0.1 µs a node.
+  many operations. A tree of closures does it, about 0.1 µs an operation.
 * Evaluation either returns a float or raises :class:`~orchestrator.errors.WeightError`. The float may be infinite or
   not a number where IEEE arithmetic says so without an error (``1e308 * 10``); ``weights`` refuses these.
 """
@@ -19,9 +19,10 @@ import ast
 import math
 import operator
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Final
 
+from .closures import Evaluate, Part, apply, chain, closure, conditional, logical, the_step
 from .errors import ExpressionError, WeightError
 
 __all__ = ["MAX_CHARACTERS", "MAX_NODES", "Expression", "compile_expression"]
@@ -32,7 +33,6 @@ MAX_CHARACTERS: Final = 512
 MAX_NODES: Final = 128
 """Names, numbers, operations and calls; some 12 µs an evaluation, and no depth that could end the recursion."""
 
-_Evaluate = Callable[[float], float]
 _Function = tuple[Callable[..., float], int, int]
 """A function with the least and the most arguments that it takes."""
 
@@ -108,7 +108,7 @@ class Expression:
 
     __slots__ = ("_evaluate", "text")
 
-    def __init__(self, text: str, evaluate: _Evaluate) -> None:
+    def __init__(self, text: str, evaluate: Evaluate) -> None:
         self.text = text
         self._evaluate = evaluate
 
@@ -167,37 +167,40 @@ class _Compiler:
         self._text = text
         self._parameter = parameter
 
-    def compile(self, root: ast.expr) -> _Evaluate:
+    def compile(self, root: ast.expr) -> Evaluate:
         expected = ast.arguments([], [ast.arg(self._parameter)], None, [], [], None, [])
         if not isinstance(root, ast.Lambda) or ast.dump(root.args) != ast.dump(expected):
             raise self._refusal(root, f"write it as `lambda {self._parameter}: …`, with exactly this one parameter")
         nodes = sum(isinstance(node, ast.expr) for node in ast.walk(root.body))
         if nodes > MAX_NODES:
             raise self._refusal(root, f"{nodes} names, numbers and operations, {MAX_NODES} are the limit")
-        return self._expression(root.body)
+        return closure(self._part(root.body))
 
-    def _expression(self, node: ast.expr) -> _Evaluate:
+    def _part(self, node: ast.expr) -> Part:
         match node:
             case ast.Constant():
                 return self._number(node)
             case ast.Name() | ast.Attribute():
                 return self._name(node)
             case ast.BinOp(left, symbol, right) if type(symbol) in _OPERATORS:
-                return _apply(_OPERATORS[type(symbol)], (self._expression(left), self._expression(right)))
+                return apply(_OPERATORS[type(symbol)], (self._part(left), self._part(right)))
             case ast.UnaryOp(symbol, operand) if type(symbol) in _OPERATORS:
-                return _apply(_OPERATORS[type(symbol)], (self._expression(operand),))
+                return apply(_OPERATORS[type(symbol)], (self._part(operand),))
             case ast.BoolOp(symbol, values):
-                return _logical(isinstance(symbol, ast.And), [self._expression(value) for value in values])
+                return logical(isinstance(symbol, ast.And), [self._expression(value) for value in values])
             case ast.Compare():
                 return self._comparison(node)
             case ast.IfExp(condition, body, other):
-                return _conditional(*(self._expression(part) for part in (condition, body, other)))
+                return conditional(*(self._expression(part) for part in (condition, body, other)))
             case ast.Call():
                 return self._call(node)
             case _:
                 raise self._refusal(node, f"{type(node).__name__} is not allowed")
 
-    def _number(self, node: ast.Constant) -> _Evaluate:
+    def _expression(self, node: ast.expr) -> Evaluate:
+        return closure(self._part(node))
+
+    def _number(self, node: ast.Constant) -> float:
         if isinstance(node.value, bool) or not isinstance(node.value, int | float):
             raise self._refusal(node, f"{ast.unparse(node)[:40]} is not a number")
         try:
@@ -206,17 +209,17 @@ class _Compiler:
             value = math.inf
         if math.isinf(value):
             raise self._refusal(node, "this number is too large")
-        return lambda _: value
+        return value
 
-    def _name(self, node: ast.expr) -> _Evaluate:
+    def _name(self, node: ast.expr) -> Part:
         if isinstance(node, ast.Name) and node.id == self._parameter:
-            return lambda step: step
+            return the_step
         value = self._known(node)
         if not isinstance(value, float):
             raise self._refusal(
                 node, f"{ast.unparse(node)} is {'not known' if value is None else 'a function: call it'}"
             )
-        return lambda _: value
+        return value
 
     def _known(self, node: ast.expr) -> float | _Function | None:
         """What a name or ``math.NAME`` stands for."""
@@ -230,7 +233,7 @@ class _Compiler:
             case _:
                 return None
 
-    def _call(self, node: ast.Call) -> _Evaluate:
+    def _call(self, node: ast.Call) -> Part:
         entry = self._known(node.func)
         if not isinstance(entry, tuple):
             raise self._refusal(node.func, "this cannot be called")
@@ -240,61 +243,15 @@ class _Compiler:
         if not least <= len(node.args) <= most:
             expected = str(least) if least == most else f"at least {least}" if most == _ANY else f"{least} to {most}"
             raise self._refusal(node, f"{ast.unparse(node.func)} takes {expected} arguments, not {len(node.args)}")
-        return _apply(function, tuple(self._expression(argument) for argument in node.args))
+        return apply(function, tuple(self._part(argument) for argument in node.args))
 
-    def _comparison(self, node: ast.Compare) -> _Evaluate:
+    def _comparison(self, node: ast.Compare) -> Evaluate:
         if not all(type(symbol) in _OPERATORS for symbol in node.ops):
             raise self._refusal(node, "`in` and `is` are not allowed")
         symbols = [_OPERATORS[type(symbol)] for symbol in node.ops]
         operands = [self._expression(operand) for operand in node.comparators]
-        return _chain(self._expression(node.left), list(zip(symbols, operands, strict=True)))
+        return chain(self._expression(node.left), list(zip(symbols, operands, strict=True)))
 
     def _refusal(self, node: ast.expr, reason: str) -> ExpressionError:
         column = len(self._text.encode()[: node.col_offset].decode()) + 1  # the tree counts bytes
         return ExpressionError(f"{self._text!r}, column {column}: {reason}; {_ALLOWED}")
-
-
-# -- closures ---------------------------------------------------------------------------------------------------------
-
-
-def _apply(function: Callable[..., float], operands: tuple[_Evaluate, ...]) -> _Evaluate:
-    if len(operands) == 1:
-        (only,) = operands
-        return lambda step: function(only(step))
-    if len(operands) == 2:
-        left, right = operands
-        return lambda step: function(left(step), right(step))
-    return lambda step: function(*[operand(step) for operand in operands])
-
-
-def _logical(is_and: bool, operands: Sequence[_Evaluate]) -> _Evaluate:
-    """``and`` and ``or`` as Python has them: the value of the operand that decided."""
-
-    def evaluate(step: float) -> float:
-        value = 0.0
-        for operand in operands:
-            value = operand(step)
-            if bool(value) is not is_and:
-                break
-        return value
-
-    return evaluate
-
-
-def _conditional(condition: _Evaluate, body: _Evaluate, other: _Evaluate) -> _Evaluate:
-    return lambda step: body(step) if condition(step) else other(step)
-
-
-def _chain(first: _Evaluate, links: Sequence[tuple[Callable[..., float], _Evaluate]]) -> _Evaluate:
-    """``a < b <= c``: true when every link is; ends at the first that is not."""
-
-    def evaluate(step: float) -> float:
-        left = first(step)
-        for compare, operand in links:
-            right = operand(step)
-            if not compare(left, right):
-                return 0.0
-            left = right
-        return 1.0
-
-    return evaluate

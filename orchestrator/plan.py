@@ -14,6 +14,7 @@ Invariants:
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -84,33 +85,38 @@ def forecast(
     Returns:
         The plan; empty when all shares of the next batch are 0.
     """
-    left = dict(limits or {})
-    owed = {name: carry.get(name, 0.0) for name in table.names}
-    owing = {name: (debt or {}).get(name, 0.0) for name in table.names}
+    names, left, debt = table.names, dict(limits or {}), debt or {}
+    owed = [carry.get(name, 0.0) for name in names]
+    owing = dict(zip(names, [debt.get(name, 0.0) for name in names], strict=True))
+    taking_part = frozenset(active)
     plan: list[PlannedBatch] = []
     known = {batch.step: batch for batch in earlier} if not left else {}
     for planned_step in range(step, step + horizon):
-        taking_part = {name for name in active if left.get(name) != 0}
+        if left:
+            taking_part = frozenset(name for name in active if left.get(name) != 0)
         row = table.at(planned_step, active=taking_part)
         if not any(row.shares.values()):
             break
         kept = _still_true(known, planned_step, owed, owing, row, size)
         if kept is not None:
             plan.append(kept)
-            owed, owing = kept.carry, kept.debt
+            owed, owing = list(kept.carry.values()), kept.debt
             continue
         if any(owing.values()):
-            owed, owing = repay(owed, owing, row.shares, size, gone=[name for name in left if not left[name]])
+            before = dict(zip(names, owed, strict=True))
+            after, owing = repay(before, owing, row.shares, size, gone=[name for name in left if not left[name]])
+            owed = list(after.values())
         result = apportion(
             list(row.shares.values()),
-            list(owed.values()),
+            owed,
             size,
-            active=[name in taking_part for name in table.names],
-            limits=[left.get(name) for name in table.names] if left else None,
+            active=None if taking_part.issuperset(names) else [name in taking_part for name in names],
+            limits=[left.get(name) for name in names] if left else None,
         )
-        owed = dict(zip(table.names, result.carry, strict=True))
-        counts = dict(zip(table.names, result.counts, strict=True))
-        plan.append(PlannedBatch(planned_step, row.shares, counts, owed, row.warnings, owing, row.raw))
+        owed = list(result.carry)
+        counts = dict(zip(names, result.counts, strict=True))
+        owed_after = dict(zip(names, owed, strict=True))
+        plan.append(PlannedBatch(planned_step, row.shares, counts, owed_after, row.warnings, owing, row.raw))
         if sum(result.counts) < size:
             break
         for name in left:
@@ -121,7 +127,7 @@ def forecast(
 def _still_true(
     known: Mapping[int, PlannedBatch],
     step: int,
-    owed: Mapping[str, float],
+    owed: list[float],
     owing: Mapping[str, float],
     row: WeightRow,
     size: int,
@@ -130,7 +136,7 @@ def _still_true(
     before, batch = known.get(step - 1), known.get(step)
     if before is None or batch is None or batch.shares is not row.shares:  # the table gives the same row again
         return None
-    same = before.carry == owed and before.debt == owing and sum(batch.counts.values()) == size
+    same = list(before.carry.values()) == owed and before.debt == owing and sum(batch.counts.values()) == size
     return batch if same else None
 
 
@@ -138,8 +144,10 @@ def demand(plan: Sequence[PlannedBatch]) -> dict[str, int]:
     """Groups of each source that a plan needs in all; empty for an empty plan."""
     if not plan:
         return {}
-    columns = zip(*(batch.counts.values() for batch in plan), strict=True)  # every batch names all sources in one order
-    return dict(zip(plan[0].counts, map(sum, columns), strict=True))
+    totals = list(plan[0].counts.values())
+    for batch in plan[1:]:  # every batch names all sources in one order
+        totals = list(map(operator.add, totals, batch.counts.values()))
+    return dict(zip(plan[0].counts, totals, strict=True))
 
 
 def production_horizon(lookahead: int, max_staleness: int | None) -> int:

@@ -95,7 +95,7 @@ def parse_weight(value: float | str, *, directory: Path | None = None) -> Weight
         raise WeightError(f"a weight is a number, a lambda or a dotted path, not {str(value)[:60]!r}")
     text = str(value).strip() if isinstance(value, str) else f"{value!r:.60}"
     if text.startswith("lambda"):
-        return Weight(text, "lambda", compile_expression(text))
+        return Weight(text, "lambda", compile_expression(text).__call__)
     try:
         number = float(value)
     except OverflowError:

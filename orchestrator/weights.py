@@ -9,7 +9,8 @@ Invariants:
   :data:`MAX_LOOK_BACK_STEPS`), and a later value never stands in for an earlier one.
 * Rows are of finite numbers >= 0, whatever a user's function returns or raises; each failure is a warning in the row.
 * A weight is evaluated once a step as long as the step is remembered (:data:`MAX_REMEMBERED_STEPS`).
-* So is a row of all sources, if none of its weights is adaptive: nobody changes its mappings.
+* So is a row, for the sources that took part when its step was asked for last, if no weight is adaptive: nobody changes
+  its mappings.
 * Setting a weight at run time hides the configured one and forgets nothing of it.
 """
 
@@ -28,11 +29,15 @@ from .weight_forms import Weight, WeightKind, parse_weight
 __all__ = ["Weight", "WeightHistory", "WeightKind", "WeightRow", "WeightTable", "parse_weight"]
 
 MAX_REMEMBERED_STEPS: Final = 256
-"""Values kept for each source: more than any sensible look-ahead, some 40 kB a source."""
+"""Values kept for each source, those of the steps asked for last: more than any sensible look-ahead, some 40 kB a
+source."""
 
 MAX_LOOK_BACK_STEPS: Final = 256
 """How far back an earlier value is looked for when a weight fails; about 1 ms for an expression, and only once,
 because the value found is remembered for the step that failed."""
+
+_Known = tuple[int, float | None, str | None]
+"""A step, the value in force there, and what was wrong."""
 
 
 class WeightHistory:
@@ -42,7 +47,8 @@ class WeightHistory:
         self.weight = weight
         self._stats = stats
         self._is_adaptive = weight.is_adaptive
-        self._values: dict[int, tuple[float | None, str | None]] = {}
+        self._evaluate = weight.__call__  # bound once: every step calls it
+        self._known: list[_Known | None] = [None] * MAX_REMEMBERED_STEPS  # of a step at its place modulo the length
 
     def at(self, step: int) -> tuple[float | None, str | None]:
         """The value in force at a step and, if the weight failed there, what was wrong.
@@ -55,24 +61,23 @@ class WeightHistory:
                 return self.weight(step, stats), None
             except WeightError as error:
                 return stats.weight, error.message
-        known = self._values.get(step)
-        if known is None:
+        known = self._known[step % MAX_REMEMBERED_STEPS]
+        if known is None or known[0] != step:
             try:
-                known = self.weight(step), None
+                known = (step, self._evaluate(step), None)
             except WeightError as error:
-                known = self._before(step), error.message
-            if len(self._values) >= MAX_REMEMBERED_STEPS:
-                del self._values[next(iter(self._values))]
-            self._values[step] = known
-        return known
+                known = (step, self._before(step), error.message)
+            self._known[step % MAX_REMEMBERED_STEPS] = known
+        return known[1], known[2]
 
     def _before(self, step: int) -> float | None:
         """The value in force at the step before, looking back until there is one."""
         for earlier in range(step - 1, max(-1, step - 1 - MAX_LOOK_BACK_STEPS), -1):
-            if (known := self._values.get(earlier)) is not None:
-                return known[0]
+            known = self._known[earlier % MAX_REMEMBERED_STEPS]
+            if known is not None and known[0] == earlier:
+                return known[1]
             try:
-                return self.weight(earlier)
+                return self._evaluate(earlier)
             except WeightError:
                 continue
         return None
@@ -113,7 +118,7 @@ class WeightTable:
     ) -> None:
         self._stats = stats
         self._live: dict[str, WeightHistory] = {}
-        self._rows: dict[int, WeightRow] = {}
+        self._rows: dict[int, tuple[frozenset[str], WeightRow]] = {}  # with the sources that took part
         self.revision = 0
         """Rises with every change, so that plans made from the table know when they are out of date."""
         self.replace(names, weights)
@@ -168,6 +173,8 @@ class WeightTable:
 
     def _changed(self) -> None:
         self._rows.clear()
+        self._all = frozenset(self.names)
+        self._in_force = {name: self._history(name) for name in self.names}
         self._has_adaptive = bool(self.adaptive)
         self.revision += 1
 
@@ -177,31 +184,33 @@ class WeightTable:
 
     def at(self, step: int, *, active: Collection[str] | None = None) -> WeightRow:
         """The weights at a step; ``active`` are the sources that take part, ``None`` for all."""
-        if active is not None and not self._configured.keys() <= (taking_part := frozenset(active)):
-            return self._row(step, taking_part)
-        known = self._rows.get(step)
-        if known is None:
-            known = self._row(step, frozenset(self.names))
+        taking_part = self._all if active is None else frozenset(active)
+        part, known = self._rows.get(step, (None, None))
+        if known is None or part != taking_part:
+            known = self._row(step, taking_part)
             if not self._has_adaptive:  # of the step alone; every plan asks for the same steps again
-                if len(self._rows) >= MAX_REMEMBERED_STEPS:
+                if step not in self._rows and len(self._rows) >= MAX_REMEMBERED_STEPS:
                     del self._rows[next(iter(self._rows))]
-                self._rows[step] = known
+                self._rows[step] = taking_part, known
         return known
 
     def _row(self, step: int, active: frozenset[str]) -> WeightRow:
-        raw: dict[str, float] = {}
+        values: list[float] = []
         warnings: list[str] = []
-        for name, history in (self._configured | self._live).items():
+        for name, history in self._in_force.items():
             value, problem = history.at(step)
-            raw[name] = value or 0.0
+            values.append(value or 0.0)
             if problem is not None:
                 kept = "it counts as 0" if value is None else f"its last good value {value:g} is kept"
                 warnings.append(f"weight of {name} at step {step}: {problem}; {kept}")
-        taking_part = {name: raw[name] for name in self.names if name in active}
-        largest = max(taking_part.values(), default=0.0)
+        raw = dict(zip(self.names, values, strict=True))
+        if not active >= self._all:
+            values = [value if name in active else 0.0 for name, value in raw.items()]
+        largest = max(values, default=0.0)
         if largest <= 0.0:
             return WeightRow(step, raw, dict.fromkeys(self.names, 0.0), tuple(warnings))
         # Divided by the largest first: the sum of finite weights can overflow.
-        scaled = {name: value / largest for name, value in taking_part.items()}
-        total = math.fsum(scaled.values())
-        return WeightRow(step, raw, {name: scaled.get(name, 0.0) / total for name in self.names}, tuple(warnings))
+        scaled = [value / largest for value in values]
+        total = math.fsum(scaled)
+        shares = dict(zip(self.names, [value / total for value in scaled], strict=True))
+        return WeightRow(step, raw, shares, tuple(warnings))

@@ -195,6 +195,15 @@ def test_any_carry_gives_whole_batches(carry: list[float], size: int) -> None:
     assert min(result.counts) >= 0
 
 
+@given(st.lists(st.integers(-12, 12), min_size=1, max_size=8), st.integers(1, 16))
+@example([-2, -6], 2)
+def test_the_rule_holds_where_carries_do_not_add_up_to_zero(quarters: list[int], size: int) -> None:
+    """As after pauses: some are the fullest more than once, and many are equally full."""
+    result = apportion([1.0] * len(quarters), [quarter / 4 for quarter in quarters], size)
+    cups = [Fraction(after) + count for after, count in zip(result.carry, result.counts, strict=True)]
+    assert list(result.counts) == one_at_a_time(cups, size)
+
+
 # -- pauses and limits ------------------------------------------------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from orchestrator.errors import ExpressionError, WeightError
-from orchestrator.expressions import MAX_CHARACTERS, MAX_NODES, compile_expression
+from orchestrator.expressions import _BARE, MAX_CHARACTERS, MAX_NODES, compile_expression
 
 GOOD = [
     ("lambda step: 0.3", 0.3),
@@ -143,6 +143,26 @@ def test_arithmetic_that_has_no_result_is_a_weight_error(text: str) -> None:
     with pytest.raises(WeightError, match="has no value at step 5") as caught:
         compile_expression(text)(5)
     assert text in caught.value.message
+
+
+def test_constants_without_a_value_fail_only_where_they_are_asked_for() -> None:
+    expression = compile_expression("lambda step: 2 if step < 5 else 1 / 0 + log(2 - 2)")
+    assert expression(4) == 2.0
+    with pytest.raises(WeightError, match="has no value at step 5: float division by zero"):
+        expression(5)
+
+
+def test_what_does_not_depend_on_the_step_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[float] = []
+
+    def log(value: float) -> float:
+        calls.append(value)
+        return math.log(value)
+
+    monkeypatch.setitem(_BARE, "log", (log, 1, 2))
+    expression = compile_expression("lambda step: step * -log(2 * 4) + log(step)")
+    assert [expression(step) for step in (1, 2)] == pytest.approx([-math.log(8), math.log(2) - 2 * math.log(8)])
+    assert calls == [8.0, 1.0, 2.0]
 
 
 def test_results_without_an_error_may_be_infinite() -> None:

@@ -91,6 +91,14 @@ def test_an_earlier_plan_changes_nothing_but_the_work(values: list[float], chang
     assert (again[0] is earlier[1] and again[1] is earlier[2]) == (change == "nothing")
 
 
+def test_an_earlier_plan_is_kept_while_a_source_is_paused() -> None:
+    table, active = table_of(0.2, 0.5, 0.3), ["easy", "code"]
+    earlier = plan_of(table, active=active)
+    again = plan_of(table, step=1, carry=earlier[0].carry, active=active, earlier=earlier)
+    assert again[:2] == earlier[1:]
+    assert all(now is before for now, before in zip(again, earlier[1:], strict=False))
+
+
 def test_there_is_no_plan_where_no_batch_could_form() -> None:
     assert plan_of(table_of(0, 0)) == ()
     assert plan_of(table_of(1, 0), active=["hard"]) == ()

@@ -200,7 +200,20 @@ def test_weights_are_evaluated_once_a_step_and_memory_is_bounded() -> None:
         for ahead in (step, step + 1, step):
             assert table.at(ahead).raw["easy"] == 1.0
     assert sorted(asked) == list(range(3 * MAX_REMEMBERED_STEPS + 1))
-    assert len(table._configured["easy"]._values) <= MAX_REMEMBERED_STEPS
+    assert len(table._configured["easy"]._known) <= MAX_REMEMBERED_STEPS
+
+
+def test_rows_are_remembered_for_the_sources_that_take_part() -> None:
+    table = table_of(1, 2, 5)
+    row, partly = table.at(3), table.at(4, active=["easy", "code"])
+    assert table.at(3, active=["easy", "hard", "code"]) is row
+    assert table.at(4, active=["code", "easy"]) is partly
+    assert table.at(4).shares["hard"] == 0.25
+    assert table.at(4, active=["easy", "code"]) == partly
+    for step in range(5, 5 + MAX_REMEMBERED_STEPS):
+        table.at(step)
+    assert len(table._rows) <= MAX_REMEMBERED_STEPS
+    assert table.at(3) == row
 
 
 def test_weights_set_at_run_time() -> None:
