@@ -84,19 +84,23 @@ class LengthBias:
                 self.kept.add(samples, tokens)
 
     def report(self, handed_out: Lengths) -> dict[str, Any]:
-        """Mean lengths and biases, JSON-compatible.
-
-        ``overtaking``: how much longer (above 0) or shorter (below 0) handed-out responses are than those launched and
-        kept, as a share; ``total``: than all launched ones, so that it has the effect of filters in it too.
-        """
+        """Mean lengths and biases (see :meth:`bias`), JSON-compatible."""
         return {
             "handed_out": handed_out.mean,
             **{kind: getattr(self, kind).mean for kind in _KINDS},
             "overtaken_groups": self.overtaken.groups,
-            "bias": {
-                "overtaking": _relative(handed_out, self.kept),
-                "total": _relative(handed_out, self.launched),
-            },
+            "bias": self.bias(handed_out),
+        }
+
+    def bias(self, handed_out: Lengths) -> dict[str, float]:
+        """How much longer (above 0) or shorter (below 0) handed-out responses are, as a share.
+
+        ``overtaking``: than those launched and kept; ``total``: than all launched ones, so that it has the effect of
+        filters in it too.
+        """
+        return {
+            "overtaking": _relative(handed_out, self.kept),
+            "total": _relative(handed_out, self.launched),
         }
 
     # -- snapshots -----------------------------------------------------------------------------------------------------
@@ -114,4 +118,5 @@ class LengthBias:
 
 
 def _relative(one: Lengths, other: Lengths) -> float:
-    return one.mean / other.mean - 1.0 if one.mean and other.mean else 0.0
+    mean, other_mean = one.mean, other.mean
+    return mean / other_mean - 1.0 if mean and other_mean else 0.0

@@ -30,7 +30,7 @@ from .sinks import SinkFeed, StepFigures
 from .source_lines import SourceLine
 from .starvation import Starvation
 from .state import StateStore
-from .status import Facts, RunFacts, StepHistory, StepMetrics, build_status, explain, step_point
+from .status import Facts, RunFacts, StepHistory, StepMetrics, build_status, explain, report_point
 from .waits import Waiting, Waits
 from .weights import WeightTable
 
@@ -84,8 +84,8 @@ class StepLog:
             self._log.info(f"the batch of step {batch.step} is there after {waited_s:.0f} s", action="batch_there")
         report = self._metrics.report(batch, trainer_wait_s=waited_s)
         self._logs.step(report)
-        figures = StepFigures(batch.step, batch.policy_version, time.time(), report.slashed())
-        self._history.add(step_point(*figures))
+        figures = StepFigures(batch.step, batch.policy_version, time.time(), report.slashed)
+        self._history.add(report_point(report, figures.time_s))
         for feed in self._feeds:
             feed.offer(figures)
 

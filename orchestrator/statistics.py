@@ -10,6 +10,7 @@ Invariants:
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -35,15 +36,17 @@ class Summary:
 
 def summarize(values: Iterable[float]) -> Summary:
     """The summary of finite numbers; the median of an even count is the mean of the middle two."""
-    ordered = sorted(map(float, values))
+    ordered = sorted(values)
     count = len(ordered)
     if not count:
         return Summary()
+    smallest, largest = float(ordered[0]), float(ordered[-1])
     # Rounding may put the mean of equal numbers beside them; a mean belongs between the smallest and the largest.
-    mean = min(max(math.fsum(ordered) / count, ordered[0]), ordered[-1])
-    variance = math.fsum((value - mean) ** 2 for value in ordered) / count
+    mean = min(max(math.fsum(ordered) / count, smallest), largest)
     median = (ordered[(count - 1) // 2] + ordered[count // 2]) / 2
-    return Summary(count, mean, median, ordered[-1], ordered[0], math.sqrt(variance))
+    distances = [value - mean for value in ordered]
+    variance = math.fsum(map(operator.mul, distances, distances)) / count
+    return Summary(count, mean, median, largest, smallest, math.sqrt(variance))
 
 
 class Running:

@@ -217,8 +217,15 @@ class Figures:
         }
     )
 
+    @property
     def slashed(self) -> dict[str, float]:
         return {"rollout/v1.5/weight": 0.25, "rollout/hard/weight": 0.75}
+
+
+def test_lines_of_steps_are_of_level_info(path: Path) -> None:
+    with closing(configure_logging(file=path, level="warning")) as logs:
+        logs.step(Figures())
+    assert logged(path) == []
 
 
 def test_a_step_is_one_line_a_source_one_a_reason_and_one_with_slashed_names(logs: LogHandle, path: Path) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Protocol, TextIO
 
@@ -54,8 +54,9 @@ class StepFigures(Protocol):
         """Nested numbers by source."""
         ...
 
+    @property
     def slashed(self) -> Mapping[str, float]:
-        """The same as one flat mapping of slashed names."""
+        """The same as one flat mapping of slashed names, at hand: it is asked for more than once."""
         ...
 
 
@@ -123,28 +124,24 @@ class LogHandle:
         which groups were dropped. ``rollout`` holds the nested numbers, ``metrics`` the slashed ones: to be mapped
         ``flattened``, or each name becomes a field of the index; so are the reasons in ``rollout.dropped``, which is
         why they have lines too. On a terminal there is one line of text.
+
+        All are made and queued together: a logger for each would cost as much as the lines.
         """
+        if self._root.is_enabled_for(logging.INFO):
+            self._writer.offer(*[self._lines(None, "info", event) for event in self._step_events(figures)])
+
+    def _step_events(self, figures: StepFigures) -> Iterator[dict[str, Any]]:
         where = {"step": figures.step, "policy_version": figures.policy_version}
         if not self._is_text:
             for name, numbers in figures.sources.items():
-                self._source(f"step {figures.step}, source {name}", name, where, numbers)
-        shares = ", ".join(f"{name} {_share(numbers)}" for name, numbers in figures.sources.items())
-        self.logger("step").info(
-            f"step {figures.step}: {shares}",
-            rollout={**where, "trainer_wait_s": figures.trainer_wait_s},
-            metrics=figures.slashed(),
-        )
-
-    def _source(self, what: str, source: str, where: Mapping[str, Any], numbers: Mapping[str, Any]) -> None:
-        self.logger("step.source", source=source).info(what, rollout={**where, **numbers})
-        log = self.logger("step.drop", source=source)
-        for reason, groups in numbers.get("dropped", {}).items():
-            if groups:
-                log.info(
-                    f"{what}: {groups} groups dropped, {reason}",
-                    rollout=where,
-                    drop={"reason": reason, "groups": groups},
-                )
+                yield from _source_events(f"step {figures.step}, source {name}", name, where, numbers)
+        shares = ", ".join([f"{name} {_share(numbers)}" for name, numbers in figures.sources.items()])
+        yield {
+            "event": f"step {figures.step}: {shares}",
+            "dataset": "step",
+            "rollout": {**where, "trainer_wait_s": figures.trainer_wait_s},
+            "metrics": figures.slashed,
+        }
 
     def recorded(self, event: Event) -> None:
         """The line of an event that the state log has now; there is none on a terminal."""
@@ -163,6 +160,21 @@ class LogHandle:
     def _loss(self, lost: int, why: str) -> bytes:
         event = {"event": f"{lost} log lines were lost: {why}" if lost else why, "dataset": "logs"}
         return self._lines(None, "warning", {**event, "logging": {"lost_lines": lost}})
+
+
+def _source_events(
+    what: str, source: str, where: Mapping[str, Any], numbers: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
+    yield {"event": what, "dataset": "step.source", "source": source, "rollout": {**where, **numbers}}
+    for reason, groups in numbers.get("dropped", {}).items():
+        if groups:
+            yield {
+                "event": f"{what}: {groups} groups dropped, {reason}",
+                "dataset": "step.drop",
+                "source": source,
+                "rollout": where,
+                "drop": {"reason": reason, "groups": groups},
+            }
 
 
 def _share(numbers: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ Invariants:
 * ``offer`` never waits for the file: a pipe that nobody reads, or a disk that hangs, blocks the thread alone.
 * At most ``QUEUE_BYTES`` wait. What comes on top, and what cannot be written, is dropped and counted, and the count
   is written as a line of its own as soon as one gets through.
+* What comes within :data:`GATHER_S` of a write is written together: waking a thread costs more than a line.
 * Lines are whole or absent: where the end of the file is half a line (a full disk, a killed process), it is ended
   before the next begins. Lines keep their order; ``reopen`` takes its place among them.
 """
@@ -28,6 +29,9 @@ QUEUE_BYTES: Final = 8 << 20
 
 WRITE_BYTES: Final = 256 << 10
 """Lines are gathered up to this size into one write."""
+
+GATHER_S: Final = 0.05
+"""Seconds from a write to the next, where nothing waits any more; too short for who reads along."""
 
 FLUSH_DEADLINE_S: Final = 3.0
 """How long ``close`` waits for the last lines; a reader that has not read by then is not going to."""
@@ -122,22 +126,24 @@ class LogWriter:
         self._lost = 0
         self._fault = ""
         self._is_closed = False
+        self._closing = threading.Event()
         # Re-entrant: a finaliser of the garbage collector may log while this very thread holds it.
         self._changed = threading.Condition(threading.RLock())
         # A daemon thread: one that hangs in a write must not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
         self._thread.start()
 
-    def offer(self, line: bytes) -> None:
-        """Queue a line; dropped and counted where the queue is full."""
+    def offer(self, *lines: bytes) -> None:
+        """Queue lines; those that the queue has no room for are dropped and counted."""
         with self._changed:
             if self._is_closed:
                 return
-            if self._queued + len(line) > self._bound:
-                self._lose(1, "the queue was full: whatever takes the lines is too slow or has stopped")
-                return
-            self._queue.append(line)
-            self._queued += len(line)
+            for line in lines:
+                if self._queued + len(line) > self._bound:
+                    self._lose(1, "the queue was full: whatever takes the lines is too slow or has stopped")
+                    continue
+                self._queue.append(line)
+                self._queued += len(line)
             self._changed.notify()
 
     def reopen(self) -> None:
@@ -152,6 +158,7 @@ class LogWriter:
         with self._changed:
             self._is_closed = True
             self._changed.notify()
+        self._closing.set()
         self._thread.join(deadline_s)
 
     def _lose(self, lines: int, why: str) -> None:
@@ -169,13 +176,16 @@ class LogWriter:
                     self._queue.popleft()
                 lost, fault = self._lost, self._fault
                 self._lost, self._fault = 0, ""
-                is_last = self._is_closed and not self._queue
+                is_empty = not self._queue
+                is_last = self._is_closed and is_empty
             if is_order:
                 self._reopen()
             self._write(batch, lost, fault)
             if is_last:
                 self._sink.close()
                 return
+            if is_empty:
+                self._closing.wait(GATHER_S)
 
     def _take(self) -> list[bytes]:
         """The lines of the next write, up to the next order to open anew."""

@@ -1,7 +1,7 @@
 """What the daemon says of itself: status, the cause of a late batch, the metrics of each step."""
 
 from .cause import Facts, explain
-from .history import MAX_POINTS, StepHistory, step_point
+from .history import MAX_POINTS, StepHistory, report_point, step_point
 from .http import StatusServer
 from .report import RunFacts, build_status
 from .step_metrics import StepMetrics, StepReport
@@ -16,5 +16,6 @@ __all__ = [
     "StepReport",
     "build_status",
     "explain",
+    "report_point",
     "step_point",
 ]

@@ -2,8 +2,8 @@
 
 Invariants:
 
-* A point is a step's figures under the seed's names, in fewer bytes: live steps and those that are read back after a
-  restart come by the same function, so that a curve does not change where the daemon was restarted.
+* A point is a step's figures under the seed's names, in fewer bytes: those of a live step and those that are read back
+  after a restart are picked by the same function, so that a curve does not change where the daemon was restarted.
 * At most :data:`MAX_POINTS` and :data:`MAX_BYTES`. When full, every second point of the older half goes: a run of
   months is shown from its first step on, the last hours of it in full.
 * Steps rise. A step that is not above the newest one (a checkpoint was loaded) takes the place of what came after it.
@@ -19,7 +19,9 @@ from typing import Any, Final
 
 import orjson
 
-__all__ = ["FIELDS", "MAX_BYTES", "MAX_POINTS", "StepHistory", "step_point"]
+from .step_metrics import StepReport
+
+__all__ = ["FIELDS", "MAX_BYTES", "MAX_POINTS", "StepHistory", "report_point", "step_point"]
 
 MAX_POINTS: Final = 1024
 """More than a chart has pixels."""
@@ -60,33 +62,53 @@ def step_point(step: int, policy_version: int, time_s: float | None, metrics: Ma
         time_s: when it formed, in seconds since 1970, if known.
         metrics: the step's figures under slashed names; those that a point does not have are ignored.
     """
-    sources: dict[str, list[float | None]] = {}
+    sources: dict[str, dict[str, Any]] = {}
     for name, value in metrics.items():
-        place = _place(name)
-        if place is None or not math.isfinite(value):
+        parts = name.split("/", 2)  # source names have no slash
+        if len(parts) < 3 or parts[0] != "rollout" or not math.isfinite(value):
             continue
-        source, at = place
-        numbers = sources.setdefault(source, [None] * (len(FIELDS) - 1) + [0])
-        numbers[at] = (numbers[at] or 0) + value if FIELDS[at] == "dropped" else value
+        key, _, inner = parts[2].partition("/")
+        if key == "dropped" or parts[2] in FIELDS:
+            figures = sources.setdefault(parts[1], {})
+            if inner:
+                figures.setdefault(key, {})[inner] = value
+            else:
+                figures[key] = value
+    return _point(step, policy_version, time_s, metrics.get(WAIT), sources)
+
+
+def report_point(report: StepReport, time_s: float) -> dict[str, Any]:
+    """The point of a step that has its report now; see :func:`step_point`."""
+    return _point(report.step, report.policy_version, time_s, report.trainer_wait_s, report.sources)
+
+
+def _point(
+    step: int,
+    policy_version: int,
+    time_s: float | None,
+    wait_s: float | None,
+    sources: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
     return {
         "step": step,
         "policy_version": policy_version,
         "time": time_s,
-        "wait_s": metrics.get(WAIT),
-        "sources": sources,
+        "wait_s": wait_s,
+        "sources": {name: _numbers(metrics) for name, metrics in sources.items()},
     }
 
 
-_PLACES: Final = {field: at for at, field in enumerate(FIELDS)}
+_PATHS: Final = tuple((key, inner) for key, _, inner in (field.partition("/") for field in FIELDS[:-1]))
 
 
-def _place(name: str) -> tuple[str, int] | None:
-    """Source and position of ``rollout/{source}/{field}``; source names have no slash."""
-    parts = name.split("/", 2)
-    if len(parts) < 3 or parts[0] != "rollout":
-        return None
-    field = "dropped" if parts[2].startswith("dropped/") else parts[2]
-    return (parts[1], _PLACES[field]) if field in _PLACES else None
+def _numbers(metrics: Mapping[str, Any]) -> list[float | None]:
+    """Of one source, nested, the figures of :data:`FIELDS`; ``None`` for one that it does not have."""
+    numbers: list[float | None] = []
+    for key, inner in _PATHS:
+        value = metrics.get(key)
+        numbers.append(value.get(inner) if inner and value is not None else value)
+    numbers.append(sum(metrics.get("dropped", {}).values()))
+    return numbers
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,10 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain
+from typing import Any, NamedTuple
 
 from orchestrator.buffer import SourceState
 from orchestrator.held_groups import StoredGroup
@@ -28,6 +29,7 @@ __all__ = ["StepMetrics", "StepReport"]
 class StepReport:
     """One step: ``sources[name]`` holds the nested metrics of a source.
 
+    ``slashed`` are the same under the seed's names: ``rollout/{source}/response_len/mean`` and so on.
     ``trainer_wait_s``: seconds that the trainer waited for this batch because it could not be formed; 0 where it was
     there when it was asked for.
     """
@@ -35,22 +37,8 @@ class StepReport:
     step: int
     policy_version: int
     sources: dict[str, dict[str, Any]]
+    slashed: dict[str, float]
     trainer_wait_s: float = 0.0
-
-    def slashed(self) -> dict[str, float]:
-        """The same under the seed's names: ``rollout/{source}/response_len/mean`` and so on."""
-        flat: dict[str, float] = {"rollout/trainer_wait_s": self.trainer_wait_s}
-        for name, metrics in self.sources.items():
-            _flatten(f"rollout/{name}", metrics, flat)
-        return flat
-
-
-def _flatten(prefix: str, metrics: Mapping[str, Any], into: dict[str, float]) -> None:
-    for key, value in metrics.items():
-        if isinstance(value, Mapping):
-            _flatten(f"{prefix}/{key}", value, into)
-        else:
-            into[f"{prefix}/{key}"] = value
 
 
 @dataclass(slots=True)
@@ -59,6 +47,20 @@ class _Flow:
 
     finished: int
     dropped: dict[str, int]
+
+
+class _Names(NamedTuple):
+    """The slashed names of a source's metrics, in their order; ``shape`` are the keys that are not always the same."""
+
+    shape: tuple[str, ...]
+    slashed: list[str]
+
+
+def _slashed_names(prefix: str, metrics: dict[str, Any]) -> list[str]:
+    names: list[str] = []
+    for key, value in metrics.items():
+        names += [f"{prefix}/{key}/{inner}" for inner in value] if isinstance(value, dict) else [f"{prefix}/{key}"]
+    return names
 
 
 class StepMetrics:
@@ -73,6 +75,7 @@ class StepMetrics:
         self._ledger = ledger
         self._reward_cap = reward_cap
         self._before = {name: self._flow(state) for name, state in (ledger.sources | ledger.retired).items()}
+        self._names: dict[str, _Names] = {}  # of each source at the step before: they seldom change
 
     def report(self, batch: LeasedBatch, *, trainer_wait_s: float = 0.0) -> StepReport:
         """The metrics of a batch that was formed just now, after the trainer had waited for it so long."""
@@ -81,23 +84,42 @@ class StepMetrics:
             for group in share.groups:
                 groups[group.source].append(group)
         sources = {name: self._source(batch, self._ledger.source(name), groups[name]) for name in groups}
-        return StepReport(batch.step, batch.policy_version, sources, trainer_wait_s)
+        return StepReport(
+            batch.step, batch.policy_version, sources, self._slashed(sources, trainer_wait_s), trainer_wait_s
+        )
+
+    def _slashed(self, sources: dict[str, dict[str, Any]], trainer_wait_s: float) -> dict[str, float]:
+        flat: dict[str, float] = {"rollout/trainer_wait_s": trainer_wait_s}
+        for source, metrics in sources.items():
+            shape = (*metrics, *metrics["dropped"])
+            known = self._names.get(source)
+            if known is None or known.shape != shape:
+                known = self._names[source] = _Names(shape, _slashed_names(f"rollout/{source}", metrics))
+            values: list[float] = []
+            for value in metrics.values():
+                if isinstance(value, dict):
+                    values += value.values()
+                else:
+                    values.append(value)
+            flat.update(zip(known.slashed, values, strict=True))
+        return flat
 
     def _source(self, batch: LeasedBatch, state: SourceState, groups: list[StoredGroup]) -> dict[str, Any]:
         ages = [staleness(batch.policy_version, group.oldest_version) for group in groups]
+        lengths = list(chain.from_iterable([group.lengths for group in groups]))
         metrics: dict[str, Any] = {
             "weight": batch.weights.get(state.name, 0.0),
-            "sample_count": sum(len(group.lengths) for group in groups),
+            "sample_count": len(lengths),
             "group_count": len(groups),
-            "response_len": _spread(summarize([n for group in groups for n in group.lengths])),
-            "raw_reward": _spread(summarize([r for group in groups for r in group.rewards])),
+            "response_len": _spread(summarize(lengths)),
+            "raw_reward": _spread(summarize(chain.from_iterable([group.rewards for group in groups]))),
             "staleness": {"mean": sum(ages) / len(ages) if ages else 0.0, "max": max(ages, default=0)},
             "buffer_groups": len(state.ready),
             "in_flight": len(state.in_flight),
             "carry": state.carry,
             "debt": state.debt,
-            "length_bias": state.lengths.report(state.handed_out_lengths)["bias"],
-            "resumed_samples": sum(group.resumed for group in groups),
+            "length_bias": state.lengths.bias(state.handed_out_lengths),
+            "resumed_samples": sum([group.resumed for group in groups]),
         }
         cap = self._reward_cap(state.name, batch.step)
         if cap is not None:
