@@ -200,6 +200,7 @@ def assemble(
         version=__version__,
         ledger=store.ledger,
         journal=store,
+        files=store,
         desk=desk,
         control=control,
         engines=engines,

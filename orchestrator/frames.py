@@ -90,6 +90,14 @@ _DTYPES: Final[dict[str, np.dtype[Any]]] = {
 }
 """safetensors' names of little-endian dtypes that numpy has."""
 
+_ITEM_BYTES: Final = {name: dtype.itemsize for name, dtype in _DTYPES.items()}
+
+
+def _known(column: str, dtype: str) -> np.dtype[Any]:
+    if dtype not in _DTYPES:
+        raise FrameError(f"column {column} has the dtype {dtype!r}, known are {', '.join(_DTYPES)}")
+    return _DTYPES[dtype]
+
 
 class Prefix(NamedTuple):
     """The two lengths of a frame, in bytes."""
@@ -287,25 +295,29 @@ class GroupFrame:
         begin = PREFIX_BYTES + prefix.header_bytes
         self.header: dict[str, Any] = parse_header(view[PREFIX_BYTES:begin])
         self._payload = view[begin:]
-        self._check_columns()
+        self._check_columns(prefix.payload_bytes)
 
-    def _check_columns(self) -> None:
+    def _check_columns(self, size: int) -> None:
         columns = self.header.get("columns")
-        if not isinstance(columns, dict):
+        if type(columns) is not dict:
             raise FrameError("a group frame has a `columns` object")
-        size = len(self._payload)
         for name, entry in columns.items():
-            if not (isinstance(entry, list | tuple) and len(entry) == 3 and isinstance(entry[0], str)):
+            if type(entry) is not list or len(entry) != 3 or type(entry[0]) is not str:
                 raise FrameError(f"column {name}: [dtype, begin, end] is expected")
             dtype, begin, end = entry
             if type(begin) is not int or type(end) is not int or not 0 <= begin <= end <= size:
                 raise FrameError(f"column {name}: bytes {begin} to {end} are not inside a payload of {size}")
-            known = _DTYPES.get(dtype)
-            if known is not None and (end - begin) % known.itemsize:
+            if (end - begin) % _ITEM_BYTES.get(dtype, 1):
                 raise FrameError(f"column {name}: {end - begin} bytes are not a whole number of {dtype}")
 
     def __contains__(self, name: str) -> bool:
         return name in self.header["columns"]
+
+    def length(self, name: str) -> int:
+        """Number of entries of the column of that name; raises as :meth:`column`."""
+        dtype, begin, end = self.header["columns"][name]
+        length: int = (end - begin) // _known(name, dtype).itemsize
+        return length
 
     def column(self, name: str) -> np.ndarray[Any, Any]:
         """The column of that name as a one-dimensional view.
@@ -315,9 +327,14 @@ class GroupFrame:
             FrameError: its dtype is not known here.
         """
         dtype, begin, end = self.header["columns"][name]
-        if dtype not in _DTYPES:
-            raise FrameError(f"column {name} has the dtype {dtype!r}, known are {', '.join(_DTYPES)}")
-        return np.frombuffer(self._payload[begin:end], dtype=_DTYPES[dtype])
+        kind = _known(name, dtype)
+        # A third of what `frombuffer` takes, which is felt: a batch has hundreds of columns.
+        return np.ndarray((end - begin) // kind.itemsize, kind, self._payload, begin)
+
+    def integers(self, name: str) -> list[int]:
+        """An I64 column as a list: for short ones, of which Python computes faster."""
+        _, begin, end = self.header["columns"][name]
+        return list(struct.unpack_from(f"<{(end - begin) // 8}q", self._payload, begin))
 
     def json(self, name: str) -> Any:
         """``prompt``, ``label`` or ``metadata``, from the header or from the U8 column that stands in for it.

@@ -17,7 +17,7 @@ from .errors import CorruptState, FrameError
 from .frames import GroupFrame
 from .records import NO_VERSION
 
-__all__ = ["DropCount", "InFlight", "Place", "PromptRef", "StoredGroup"]
+__all__ = ["DropCount", "InFlight", "LocatedFrames", "Place", "PromptRef", "StoredGroup"]
 
 
 class Place(NamedTuple):
@@ -26,6 +26,17 @@ class Place(NamedTuple):
     segment: int
     offset: int
     length: int
+
+
+class LocatedFrames(NamedTuple):
+    """Where frames can be read.
+
+    ``descriptors`` are open, and whoever holds this closes them; ``table`` says of each frame which of them it is in,
+    at which byte offset, and how many bytes long it is.
+    """
+
+    descriptors: list[int]
+    table: list[tuple[int, int, int]]
 
 
 class PromptRef(NamedTuple):

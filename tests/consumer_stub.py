@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
 import struct
 import threading
@@ -55,6 +56,7 @@ class StubConnection:
         self.sock = sock
         self.held: list[int] = []
         self.waiting: list[int] = []  # ids of get_batch requests
+        self.by_file: set[int] = set()  # those of them that would rather read files
 
     def read(self, size: int) -> bytes:
         data = b""
@@ -79,8 +81,8 @@ class StubConnection:
             frame({"id": request_id, "error": {"code": code, "message": message or code, "data": data or {}}})
         )
 
-    def batch_answer(self, request_id: int, step: int) -> bytes:
-        result = {
+    def batch_result(self, step: int) -> dict[str, Any]:
+        return {
             "lease": f"lease-{step}",
             "step": step,
             "policy_version": step,
@@ -88,7 +90,15 @@ class StubConnection:
             "counts": {"source0": 1, "source1": 1},
             "groups": self.daemon.groups,
         }
-        return frame({"id": request_id, "result": result}, self.daemon.payloads[step])
+
+    def batch_answer(self, request_id: int, step: int) -> bytes:
+        return frame({"id": request_id, "result": self.batch_result(step)}, self.daemon.payloads[step])
+
+    def send_by_file(self, request_id: int, step: int, descriptors: list[int], table: Any) -> None:
+        answer = frame({"id": request_id, "result": self.batch_result(step) | {"frames": table}})
+        assert socket.send_fds(self.sock, [answer], descriptors) == len(answer)
+        for descriptor in descriptors:
+            os.close(descriptor)
 
     def cut(self) -> None:
         self.sock.shutdown(socket.SHUT_RDWR)
@@ -103,6 +113,7 @@ class StubDaemon:
         self.payloads = payloads
         self.groups = groups
         self.script = script
+        self.files: Callable[[int], tuple[list[int], Any]] | None = None  # step → open descriptors and table
         self.acked: list[int] = []
         self.given_back: list[int] = []
         self.handed_out: list[int] = []
@@ -191,8 +202,10 @@ class StubDaemon:
     def _hello(self, connection: StubConnection, request_id: int, params: dict[str, Any]) -> None:
         connection.result(request_id, {"server": "stub", "protocol": 1, "max_payload": 1 << 30, "params": params})
 
-    def _get_batch(self, connection: StubConnection, request_id: int, _: dict[str, Any]) -> None:
+    def _get_batch(self, connection: StubConnection, request_id: int, params: dict[str, Any]) -> None:
         connection.waiting.append(request_id)
+        if params.get("by_file"):
+            connection.by_file.add(request_id)
 
     def _ack(self, connection: StubConnection, request_id: int, params: dict[str, Any]) -> None:
         step = int(params["lease"].removeprefix("lease-"))
@@ -238,7 +251,11 @@ class StubDaemon:
                     return
                 connection.held.append(step)
                 self.handed_out.append(step)
-            connection.sock.sendall(connection.batch_answer(connection.waiting.pop(0), step))
+            request_id = connection.waiting.pop(0)
+            if self.files is not None and request_id in connection.by_file:
+                connection.send_by_file(request_id, step, *self.files(step))
+            else:
+                connection.sock.sendall(connection.batch_answer(request_id, step))
 
 
 @contextlib.contextmanager

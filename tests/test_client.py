@@ -185,7 +185,7 @@ def test_every_method_sends_what_the_protocol_says(tmp_path: Path) -> None:
             (client.drain, "drain", {}),
             (lambda: client.save("7"), "save", {"name": "7"}),
             (lambda: client.load("7"), "load", {"name": "7"}),
-            (lambda: client.get_batch(2), "get_batch", {"timeout_s": 2, "rank": 1, "world_size": 4}),
+            (lambda: client.get_batch(2), "get_batch", {"timeout_s": 2, "rank": 1, "world_size": 4, "by_file": True}),
             (lambda: client.save("8"), "save", {"name": "8", "trained_through": 0}),
             (lambda: client.save("9", 5), "save", {"name": "9", "trained_through": 5}),
             (lambda: client.ack("lease-0"), "ack", {"lease": "lease-0"}),

@@ -9,11 +9,12 @@ Invariants:
 from __future__ import annotations
 
 import math
+from operator import itemgetter, sub
 from typing import Any, Final
 
 from orchestrator.errors import FrameError
 from orchestrator.frames import GroupFrame
-from orchestrator.records import SampleStatus
+from orchestrator.records import NO_VERSION, SampleStatus
 
 __all__ = ["check_group"]
 
@@ -26,64 +27,91 @@ _DTYPES: Final[dict[str, str]] = {
     "text_offsets": "I64",
     "text": "U8",
 }
-_STATUSES: Final = frozenset(SampleStatus)
+_STATUSES: Final = frozenset(status.value for status in SampleStatus)
 _NUMBERS: Final = (int, float)
 _OBJECT_OR_NULL: Final = (dict, type(None))
-"""Types as JSON is read; these checks are made for every sample of every batch, and most of a small batch's cost."""
+_FACTS: Final = itemgetter("index", "status", "reward", "versions", "metadata")
+_OF_INTEGERS: Final = {int}
+_OF_OBJECTS: Final = {dict}
+_REAL: Final = {int, float}
 
-_ITEM_BYTES: Final = {"U8": 1, "I32": 4, "F32": 4, "I64": 8}
+VERSIONS_END: Final = 1 << 53
+"""Policy versions are whole numbers that a JSON reader of any language holds exactly."""
 
 
-def check_group(frame: GroupFrame) -> None:
+def check_group(frame: GroupFrame) -> list[int]:
     """Look at everything in the frame.
+
+    Returns:
+        [n+1]: where each sample's tokens begin and end.
 
     Raises:
         FrameError: something does not add up; the message names the group.
     """
     header = frame.header
-    if not isinstance(header.get("source"), str) or type(header.get("group_index")) is not int:
+    if type(header.get("source")) is not str or type(header.get("group_index")) is not int:
         raise FrameError("a group has a string `source` and an integer `group_index`")
     samples = header.get("samples")
-    if not isinstance(samples, list) or header.get("n", len(samples)) != len(samples):
+    if type(samples) is not list or header.get("n", len(samples)) != len(samples):
         raise FrameError(f"group {header['group_index']}: `samples` is a list of `n` objects")
     try:
-        _check_columns(frame, samples)
+        offsets = _check_columns(frame, len(samples))
+        if not _are_plain(samples, offsets):
+            for i, sample in enumerate(samples):
+                _check_sample(i, sample, offsets[i + 1] - offsets[i])
     except FrameError as error:
         raise FrameError(f"group {header['group_index']}: {error}") from None
+    return offsets
 
 
-def _check_columns(frame: GroupFrame, samples: list[Any]) -> None:
+def _check_columns(frame: GroupFrame, n: int) -> list[int]:
     columns = frame.header["columns"]
-    for name, dtype in _DTYPES.items():
-        if name in columns and columns[name][0] != dtype:
-            raise FrameError(f"column {name} is {columns[name][0]}, {dtype} is expected")
+    for name, (dtype, _, _) in columns.items():
+        if dtype != _DTYPES.get(name, dtype):
+            raise FrameError(f"column {name} is {dtype}, {_DTYPES[name]} is expected")
     for name in ("prompt_tokens", "response_offsets", "response_tokens"):
         if name not in columns:
             raise FrameError(f"column {name} is missing")
-    total = _length(frame, "response_tokens")
-    offsets = _check_offsets(frame, "response_offsets", len(samples), total)
+    total = frame.length("response_tokens")
+    offsets = _check_offsets(frame, "response_offsets", n, total)
     for name in ("logprobs", "loss_mask"):
-        if name in columns and _length(frame, name) != total:
-            raise FrameError(f"column {name} has {_length(frame, name)} entries, there are {total} response tokens")
+        if name in columns and frame.length(name) != total:
+            raise FrameError(f"column {name} has {frame.length(name)} entries, there are {total} response tokens")
     if ("text" in columns) != ("text_offsets" in columns):
         raise FrameError("columns text and text_offsets come together")
     if "text" in columns:
-        _check_offsets(frame, "text_offsets", len(samples), _length(frame, "text"))
-    for i, sample in enumerate(samples):
-        _check_sample(i, sample, offsets[i + 1] - offsets[i])
-
-
-def _length(frame: GroupFrame, name: str) -> int:
-    dtype, begin, end = frame.header["columns"][name]
-    length: int = (end - begin) // _ITEM_BYTES[dtype]
-    return length
+        _check_offsets(frame, "text_offsets", n, frame.length("text"))
+    return offsets
 
 
 def _check_offsets(frame: GroupFrame, name: str, n: int, total: int) -> list[int]:
-    offsets: list[int] = frame.column(name).tolist()
+    offsets = frame.integers(name)
     if len(offsets) != n + 1 or offsets[0] != 0 or offsets[-1] != total or offsets != sorted(offsets):
         raise FrameError(f"column {name} does not rise from 0 to {total} in {n + 1} entries")
     return offsets
+
+
+def _are_plain(samples: list[Any], offsets: list[int]) -> bool:
+    """Whether all samples are as they mostly are, each of one policy version. Whoever is not is looked at closely.
+
+    By columns and not sample by sample: these checks are most of what a small batch costs.
+    """
+    try:  # what is unpacked may be a text or an object where a list should be, and then holds texts and no integers
+        indices, statuses, rewards, versions, metadata = zip(*map(_FACTS, samples), strict=True)
+        runs = [(version, count) for ((version, count),) in versions]
+        of_versions, counts = zip(*runs, strict=True)
+        return (
+            {*map(type, indices), *map(type, of_versions), *map(type, counts)} == _OF_INTEGERS
+            and _STATUSES.issuperset(statuses)
+            and {*map(type, rewards)} <= _REAL
+            and all(map(math.isfinite, rewards))
+            and {*map(type, metadata)} == _OF_OBJECTS
+            and min(of_versions) >= NO_VERSION
+            and max(of_versions) < VERSIONS_END
+            and list(map(sub, offsets[1:], offsets)) == list(counts)
+        )
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return False
 
 
 def _check_sample(i: int, sample: Any, tokens: int) -> None:
@@ -112,6 +140,6 @@ def _is_run(run: Any) -> bool:
         and len(run) == 2
         and type(run[0]) is int
         and type(run[1]) is int
-        and -1 <= run[0] < 1 << 53
+        and NO_VERSION <= run[0] < VERSIONS_END
         and run[1] >= 0
     )

@@ -22,6 +22,7 @@ from orchestrator.errors import FrameError
 from .batch import Batch
 from .config_calls import ConfigCalls
 from .engine_calls import BATCH_TIMEOUT_S, EngineCalls
+from .files import Unreadable, close_all, located, read_frames
 from .loop import BatchLoop
 from .waiting import Waiter
 from .wire import ANSWER_MARGIN_S, Answer, Wire
@@ -93,16 +94,36 @@ class ClientCore(EngineCalls, ConfigCalls):
 
     async def _request_over(self, wire: Wire, timeout_s: float) -> BatchRequest:
         """:meth:`request_batch` over a connection that must be the one of an earlier batch."""
-        params = {"timeout_s": timeout_s, "rank": self.rank, "world_size": self.world_size}
-        return BatchRequest(await wire.start("get_batch", params), timeout_s, time.monotonic(), wire)
+        return BatchRequest(await self._ask(wire, timeout_s), timeout_s, time.monotonic(), wire)
+
+    async def _ask(self, wire: Wire, timeout_s: float) -> int:
+        params: dict[str, Any] = {"timeout_s": timeout_s, "rank": self.rank, "world_size": self.world_size}
+        return await wire.start("get_batch", params | {"by_file": True} if wire.reads_files else params)
 
     async def receive_batch(self, request: BatchRequest) -> Batch:
         """Wait for the batch of a request; raises like :meth:`get_batch`."""
         now = time.monotonic()
         deadline = max(now, request.sent_at + request.timeout_s) + ANSWER_MARGIN_S
-        batch = _batch(await request.wire.answer(request.id, deadline))
+        answer = await request.wire.answer(request.id, deadline)
+        batch = _batch(await self._read(answer, request, deadline) if "frames" in answer.result else answer)
         self._held[batch.lease] = batch.step
         return batch
+
+    async def _read(self, answer: Answer, request: BatchRequest, deadline: float) -> Answer:
+        """The answer with the frames that it says where to read; where that cannot be, as the socket brings it."""
+        wire = request.wire
+        try:
+            frames = located(answer.result["frames"], answer.descriptors, wire.max_payload)
+            return Answer(answer.result, await read_frames(frames, self._pool, lambda: self._waiter.sleep(0)))
+        except Unreadable:
+            wire.reads_files = False
+            wire.give_back(answer.result)
+            return await wire.answer(await self._ask(wire, request.timeout_s), deadline)
+        except BaseException:
+            wire.give_back(answer.result)
+            raise
+        finally:
+            close_all(answer.descriptors)
 
     async def cancel(self, request: BatchRequest) -> None:
         """Give a request up; a batch that comes nevertheless is given back and handed out again."""

@@ -10,7 +10,6 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -113,8 +112,15 @@ class RolloutGroup:
     Every property raises ``FrameError`` if the frame is malformed.
     """
 
+    # Kept by hand: `cached_property` takes a lock at each first look, and a batch has hundreds of columns.
+    __slots__ = ("_arrays", "_bytes", "_frame", "_offsets", "_texts")
+
     def __init__(self, frame: memoryview) -> None:
         self._bytes = frame
+        self._frame: GroupFrame | None = None
+        self._offsets: list[int] = []
+        self._texts: list[int] = []
+        self._arrays: dict[str, Array] = {}
 
     @classmethod
     def from_frames(cls, payload: bytes | bytearray | memoryview) -> list[RolloutGroup]:
@@ -132,12 +138,20 @@ class RolloutGroup:
             begin = end
         return groups
 
-    @cached_property
+    @property
     def frame(self) -> GroupFrame:
         """The parsed and checked frame."""
-        frame = GroupFrame(self._bytes)
-        check_group(frame)
-        return frame
+        if self._frame is None:
+            frame = GroupFrame(self._bytes)
+            self._offsets = check_group(frame)
+            self._frame = frame
+        return self._frame
+
+    def _column(self, name: str) -> Array:
+        array = self._arrays.get(name)
+        if array is None:
+            array = self._arrays[name] = self.frame.column(name)
+        return array
 
     @property
     def source(self) -> str:
@@ -199,33 +213,34 @@ class RolloutGroup:
         """[n]."""
         return [sample["reward"] for sample in self.frame.header["samples"]]
 
-    @cached_property
+    @property
     def prompt_tokens(self) -> Array:
         """[P] int32."""
-        return self.frame.column("prompt_tokens")
+        return self._column("prompt_tokens")
 
-    @cached_property
+    @property
     def offsets(self) -> list[int]:
         """[n+1]: where each sample's tokens begin and end in ``response_tokens``, ``logprobs`` and ``loss_mask``."""
-        offsets: list[int] = self.frame.column("response_offsets").tolist()
-        return offsets
+        if self._frame is None:
+            self._frame = self.frame
+        return self._offsets
 
-    @cached_property
+    @property
     def response_tokens(self) -> Array:
         """[T] int32: the samples' tokens, one after the other."""
-        return self.frame.column("response_tokens")
+        return self._column("response_tokens")
 
-    @cached_property
+    @property
     def logprobs(self) -> Array | None:
         """[T] float32; ``None`` where the engine gave none."""
-        return self.frame.column("logprobs") if "logprobs" in self.frame else None
+        return self._column("logprobs") if "logprobs" in self.frame else None
 
-    @cached_property
+    @property
     def loss_mask(self) -> Array:
         """[T] uint8; all ones where the frame has none."""
-        if "loss_mask" in self.frame:
-            return self.frame.column("loss_mask")
-        return np.ones(self.offsets[-1], np.uint8)
+        if "loss_mask" not in self.frame and "loss_mask" not in self._arrays:
+            self._arrays["loss_mask"] = np.ones(self.offsets[-1], np.uint8)
+        return self._column("loss_mask")
 
     @property
     def token_versions(self) -> Array:
@@ -234,16 +249,13 @@ class RolloutGroup:
         pairs = np.array(runs, np.int64).reshape(-1, 2)
         return np.repeat(pairs[:, 0], pairs[:, 1])
 
-    @cached_property
-    def _text_offsets(self) -> list[int]:
-        offsets: list[int] = self.frame.column("text_offsets").tolist()
-        return offsets
-
     def text_of(self, i: int) -> str:
         """The text of sample ``i``."""
         if "text" not in self.frame:
             return ""
-        begin, end = self._text_offsets[i : i + 2]
+        if not self._texts:
+            self._texts = self.frame.integers("text_offsets")
+        begin, end = self._texts[i : i + 2]
         try:
             return self.frame.column("text")[begin:end].tobytes().decode()
         except UnicodeDecodeError as error:

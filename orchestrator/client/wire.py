@@ -8,6 +8,7 @@ Invariants:
   reads at a time, for all.
 * A request that was given up is forgotten on both sides: ``cancel`` is sent where that helps, a late answer is dropped,
   and a late batch is given back with ``nack``.
+* Descriptors that come are in an :class:`Answer` that names them, or closed.
 * Limits are checked before memory is taken. Bytes that are not the protocol raise ``FrameError``; that, a broken
   socket or an overdue answer closes the connection for good.
 """
@@ -20,11 +21,10 @@ import time
 from typing import Any, Final, NamedTuple, NoReturn
 
 from orchestrator.errors import ConnectionLost, FrameError, OrchestratorError
-from orchestrator.frames import (
-    encode_frame,
-)
+from orchestrator.frames import encode_frame
 
 from .buffers import BufferPool, Bytes
+from .files import CAN_READ_FILES, close_all, receive
 from .remote_errors import error_from_wire
 from .stream import Frame, FrameReader
 from .waiting import Waiter
@@ -45,10 +45,11 @@ CANCELLABLE: Final = frozenset({"get_batch", "pause_generation"})
 
 
 class Answer(NamedTuple):
-    """The result of a request, and the payload that came with it."""
+    """The result of a request, and the payload or the descriptors that came with it."""
 
     result: dict[str, Any]
-    payload: Bytes | None
+    payload: Bytes | None = None
+    descriptors: tuple[int, ...] = ()
 
 
 class Wire:
@@ -71,12 +72,19 @@ class Wire:
         self._pending: dict[int, str] = {}  # id → method, until the answer came
         self._forgotten: set[int] = set()  # ids of `_pending` that nobody waits for
         self._answers: dict[int, Answer | OrchestratorError] = {}
+        self._passed: list[int] = []  # descriptors that came with the frame that is being received
+        self.reads_files = CAN_READ_FILES
         self._end: str | None = None
 
     @property
     def is_open(self) -> bool:
         """Whether requests can still be made."""
         return self._end is None
+
+    @property
+    def max_payload(self) -> int:
+        """Largest payload, in bytes."""
+        return self._reader.max_payload
 
     def limit_payload(self, max_payload: int) -> None:
         """The daemon announced how large a payload may be, in bytes."""
@@ -88,6 +96,11 @@ class Wire:
             self._end = why
             self._waiter.closing(self._sock)
             self._sock.close()
+            close_all(self._passed)
+            for outcome in self._answers.values():
+                if isinstance(outcome, Answer):
+                    close_all(outcome.descriptors)
+            self._passed = []
             self._answers.clear()
             self._waiter.notify()
 
@@ -133,7 +146,8 @@ class Wire:
             return
         outcome = self._answers.pop(request_id, None)
         if isinstance(outcome, Answer):
-            self._give_back(outcome)
+            close_all(outcome.descriptors)
+            self._give_back(outcome.result)
         method = self._pending.get(request_id)
         if method is not None and request_id not in self._forgotten:
             self._forgotten.add(request_id)
@@ -141,8 +155,14 @@ class Wire:
                 self._post("cancel", {"id": request_id})
         self._send_some()
 
-    def _give_back(self, answer: Answer) -> None:
-        lease = answer.result.get("lease")
+    def give_back(self, result: dict[str, Any]) -> None:
+        """A batch that was received is not wanted: have it handed out again."""
+        if self._end is None:
+            self._give_back(result)
+            self._send_some()
+
+    def _give_back(self, result: dict[str, Any]) -> None:
+        lease = result.get("lease")
         if isinstance(lease, str):
             self._post("nack", {"lease": lease})
 
@@ -220,7 +240,11 @@ class Wire:
         reader, unshared = self._reader, 0
         while True:
             try:
-                count = self._sock.recv_into(reader.target)
+                if self.reads_files and reader.is_between_frames:  # they come with the first byte
+                    count, passed = receive(self._sock, reader.target)
+                    self._passed += passed
+                else:
+                    count = self._sock.recv_into(reader.target)
             except BlockingIOError:
                 limit = deadline if reader.is_between_frames else time.monotonic() + STALL_S
                 await self._waiter.readable(self._sock, limit)
@@ -249,17 +273,24 @@ class Wire:
         """
         header = frame.header
         request_id, outcome = header.get("id"), _outcome(frame)
+        descriptors, self._passed = tuple(self._passed), []
+        method = self._pending.pop(request_id, None) if type(request_id) is int else None
+        is_wanted = method is not None and request_id not in self._forgotten
+        if isinstance(outcome, Answer) and is_wanted and method == "get_batch":
+            outcome = outcome._replace(descriptors=descriptors)
+        else:
+            close_all(descriptors)
         if request_id is None and isinstance(outcome, OrchestratorError):
             self.close(f"the daemon refused a frame ({outcome})")
             raise outcome
-        if type(request_id) is not int or self._pending.pop(request_id, None) is None:
+        if type(request_id) is not int or method is None:
             raise FrameError(f"an answer to request {request_id!r}, which is not pending")
-        if request_id not in self._forgotten:
+        if is_wanted:
             self._answers[request_id] = outcome
             return
         self._forgotten.discard(request_id)
         if isinstance(outcome, Answer):
-            self._give_back(outcome)
+            self._give_back(outcome.result)
 
 
 def _outcome(frame: Frame) -> Answer | OrchestratorError:

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import socket
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -23,6 +25,7 @@ from anyio.abc import TaskGroup
 
 from orchestrator.errors import BadRequest, FrameError, OrchestratorError, RequestCancelled, StateError
 from orchestrator.frames import PREFIX_BYTES, encode_frame, parse_prefix
+from orchestrator.held_groups import LocatedFrames
 
 from .desk import Holder
 from .outbox import Outbox
@@ -48,12 +51,16 @@ MAX_MESSAGE_CHARS: Final = 4096
 
 
 class Answer(NamedTuple):
-    """A result; of a batch also its lease, its stored frames, and what to do if it cannot be said."""
+    """A result; of a batch also its lease, its stored frames, and what to do if it cannot be said.
+
+    ``located``: the client would rather read the frames where they lie.
+    """
 
     result: dict[str, Any]
     frames: Sequence[bytes | memoryview] = ()
     lease: str | None = None
     undo: Callable[[], None] | None = None
+    located: LocatedFrames | None = None
 
 
 class Requests(Protocol):
@@ -69,11 +76,16 @@ class Requests(Protocol):
 
 
 class _Reply(NamedTuple):
-    """A decided answer: the frame in parts, and the lease that comes with it."""
+    """A decided answer: the frame in parts, and the lease that comes with it.
+
+    ``short``: a frame that says where the stored frames are, to be sent with the descriptors if that can be done.
+    """
 
     head: bytes
     frames: Sequence[bytes | memoryview] = ()
     lease: str | None = None
+    short: bytes = b""
+    descriptors: Sequence[int] = ()
 
 
 class Connection:
@@ -81,6 +93,7 @@ class Connection:
 
     Args:
         holder: its number and the process at its other end.
+        sock: what both of the following use, and close.
         reader: what comes; its limit is :data:`READER_LIMIT_BYTES`.
         writer: what goes.
         requests: answers them.
@@ -91,6 +104,7 @@ class Connection:
     def __init__(
         self,
         holder: Holder,
+        sock: socket.socket,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         *,
@@ -109,7 +123,7 @@ class Connection:
         self._requests = requests
         self._long_headers = long_headers
         self._log = log
-        self._outbox = Outbox(writer, lambda: requests.is_at_work(self))
+        self._outbox = Outbox(sock, writer, lambda: requests.is_at_work(self))
         self._pending: dict[int, anyio.CancelScope | None] = {}  # None: the answer is decided
         self._scope = anyio.CancelScope()
         self.tasks: TaskGroup
@@ -205,11 +219,20 @@ class Connection:
             self._pending[request.id] = None
             if reply is None:
                 reply = _Reply(error_frame(request.id, RequestCancelled(f"request {request.id} was given up")))
-            await self._outbox.send(reply.head, reply.frames)
+            await self._send(reply)
             if reply.lease is not None:
                 self.delivered.add(reply.lease)
         finally:
             del self._pending[request.id]
+
+    async def _send(self, reply: _Reply) -> None:
+        try:
+            if reply.descriptors and await self._outbox.send_descriptors(reply.short, reply.descriptors):
+                return
+        finally:
+            for descriptor in reply.descriptors:
+                os.close(descriptor)
+        await self._outbox.send(reply.head, reply.frames)
 
     async def _reply(self, request: Request) -> _Reply:
         """What is to be sent; a fault of this program is answered and logged, and ends no other request."""
@@ -230,13 +253,17 @@ class Connection:
         Raises:
             FrameError: the result is above the limit of a header; the answer is undone.
         """
+        located = answer.located or LocatedFrames([], [])
         try:
             head = encode_frame({"id": request_id, "result": answer.result}, sum(map(len, answer.frames)))
+            short = encode_frame({"id": request_id, "result": answer.result | {"frames": located.table}})
         except FrameError:
+            for descriptor in located.descriptors:
+                os.close(descriptor)
             if answer.undo is not None:
                 answer.undo()
             raise
-        return _Reply(head, answer.frames, answer.lease)
+        return _Reply(head, answer.frames, answer.lease, short, located.descriptors)
 
 
 def error_frame(request_id: int | None, error: OrchestratorError) -> bytes:

@@ -58,11 +58,12 @@ class Hello(_Params, frozen=True):
 
 
 class GetBatch(_Params, frozen=True):
-    """``timeout_s`` ``None`` waits for as long as the connection lives."""
+    """``timeout_s`` ``None`` waits for as long as the connection lives; ``by_file``: descriptors in place of frames."""
 
     timeout_s: Seconds | None = None
     rank: Rank = 0
     world_size: WorldSize = 1
+    by_file: bool = False
 
 
 class Ack(_Params, frozen=True):

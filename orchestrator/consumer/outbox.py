@@ -4,13 +4,17 @@ Invariants:
 
 * Frames are written whole, one after the other, in the order in which their turns came. Stored frames go to the
   transport as they are: nothing is joined, copied or encoded again.
+* Descriptors leave with the first byte of their frame, at once or not at all: only while nothing else is on its way,
+  and the socket has room.
 * A client that takes nothing for ``SEND_STALL_S`` is given up, whatever it keeps from leaving. One that has a batch in
   hand may be at work on it, and gets ``SEND_STALL_AT_WORK_S``. Any progress starts the time anew.
 """
 
 from __future__ import annotations
 
+import array
 import asyncio
+import socket
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -29,11 +33,13 @@ class Outbox:
     """See the module's invariants.
 
     Args:
-        writer: of the connection.
+        sock: of the connection.
+        writer: what writes to it.
         is_at_work: whether the client has a batch in hand.
     """
 
-    def __init__(self, writer: asyncio.StreamWriter, is_at_work: Callable[[], bool]) -> None:
+    def __init__(self, sock: socket.socket, writer: asyncio.StreamWriter, is_at_work: Callable[[], bool]) -> None:
+        self._sock = sock
         self._writer = writer
         self._is_at_work = is_at_work
         self._turn = anyio.Lock()
@@ -48,6 +54,26 @@ class Outbox:
         async with self._turn:
             self._writer.writelines([head, *frames])
             await self._drain()
+
+    async def send_descriptors(self, head: bytes, descriptors: Sequence[int]) -> bool:
+        """Write a frame without a payload, and with it these descriptors; whether that could be done at once.
+
+        Raises:
+            TimeoutError, ConnectionError: see :meth:`send`.
+        """
+        passed = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
+        async with self._turn:
+            transport = self._writer.transport
+            if transport.get_write_buffer_size() or transport.is_closing():
+                return False
+            try:
+                sent = self._sock.sendmsg([head], passed, socket.MSG_NOSIGNAL)
+            except OSError:  # no room, too many descriptors on their way, or the connection broke: `send` will tell
+                return False
+            if sent < len(head):
+                self._writer.write(head[sent:])
+                await self._drain()
+            return True
 
     def send_last(self, head: bytes) -> None:
         """Write one frame after whatever is on its way, without waiting for its turn."""

@@ -143,6 +143,7 @@ class ConsumerServer:
         reader, writer = await asyncio.open_unix_connection(sock=sock, limit=READER_LIMIT_BYTES)
         connection = Connection(
             Holder(next(self._numbers), peer.pid),
+            sock,
             reader,
             writer,
             requests=self._service,

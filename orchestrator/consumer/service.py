@@ -10,7 +10,7 @@ Invariants:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
 
 import anyio
@@ -20,6 +20,7 @@ from orchestrator.broadcast import Broadcast
 from orchestrator.errors import BadRequest, BatchTimeout, RunFinished, ShuttingDown
 from orchestrator.events import SourcePaused, SourceResumed
 from orchestrator.frames import DEFAULT_MAX_PAYLOAD_BYTES
+from orchestrator.held_groups import LocatedFrames, StoredGroup
 from orchestrator.ledger import Journal, Ledger
 from orchestrator.mixer import Finished, Shortage
 from orchestrator.waits import Waiting, Waits
@@ -68,6 +69,14 @@ class RunControl(Protocol):
         ...
 
 
+class FrameFiles(Protocol):
+    """Where stored frames lie."""
+
+    async def located(self, groups: Sequence[StoredGroup]) -> LocatedFrames | None:
+        """Where the frames of groups can be read, by descriptors that belong to the caller; ``None``: not now."""
+        ...
+
+
 class ConsumerService:
     """See the module's invariants.
 
@@ -76,6 +85,7 @@ class ConsumerService:
         version: the server's version, for ``hello``.
         ledger: the run's facts.
         journal: where changes are recorded.
+        files: where stored frames lie.
         desk: who gets what.
         control: weights and drain.
         engines: the engines' side.
@@ -96,6 +106,7 @@ class ConsumerService:
         version: str,
         ledger: Ledger,
         journal: Journal,
+        files: FrameFiles,
         desk: LeaseDesk,
         control: RunControl,
         engines: EngineControl,
@@ -112,6 +123,7 @@ class ConsumerService:
         self._version = version
         self._ledger = ledger
         self._journal = journal
+        self._files = files
         self._desk = desk
         self._control = control
         self._engines = engines
@@ -207,7 +219,7 @@ class ConsumerService:
             changed = self._changed.next()
             got = self._claim(connection, params)
             if isinstance(got, Handout):
-                return await self._hand_out(got, limit, deadline)
+                return await self._hand_out(got, limit, deadline, by_file=params.by_file)
             if isinstance(got, Finished):
                 raise RunFinished(f"the run ended after {got.step} batches", data={"leftover": got.leftover})
             if self._control.is_draining:
@@ -226,15 +238,17 @@ class ConsumerService:
             if self._journal.mark != before:
                 self._marks = dict.fromkeys(self._ledger.leases.batches, self._journal.mark)
 
-    async def _hand_out(self, handout: Handout, limit: float, deadline: float) -> Answer:
+    async def _hand_out(self, handout: Handout, limit: float, deadline: float, *, by_file: bool) -> Answer:
         """The answer, once the lease is written; the share is free again if that takes too long.
 
         A batch that was written before this process began comes from a full disk too.
         """
-        patience = max(deadline, anyio.current_time() + WRITE_PATIENCE_S)
+        patience, located = max(deadline, anyio.current_time() + WRITE_PATIENCE_S), None
         try:
             with anyio.CancelScope(deadline=patience) as writing:
                 await self._journal.written(self._marks.get(handout.batch.step, 0))
+                if by_file:
+                    located = await self._files.located(handout.share.groups)
         except BaseException:
             self._desk.release(handout)
             raise
@@ -250,7 +264,6 @@ class ConsumerService:
             "counts": batch.counts,
             "groups": len(groups),
         }
-        frames = [g.frame for g in groups]
         self._log.info(
             f"step {batch.step} is handed out to rank {handout.share.rank}, process {handout.holder.pid}",
             dataset="step.lease",
@@ -259,7 +272,13 @@ class ConsumerService:
             rollout={"step": batch.step, "policy_version": batch.policy_version},
             lease={"rank": handout.share.rank, "groups": len(groups)},
         )
-        return Answer(result, frames, handout.lease, undo=lambda: self._desk.release(handout))
+        return Answer(
+            result,
+            frames=[group.frame for group in groups],
+            lease=handout.lease,
+            undo=lambda: self._desk.release(handout),
+            located=located,
+        )
 
     def _timeout(self, seconds: float, why: Waiting | Shortage | None) -> BatchTimeout:
         cause = self._cause(why)

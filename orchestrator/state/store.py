@@ -12,7 +12,7 @@ Invariants:
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from structlog.typing import FilteringBoundLogger
 from orchestrator.broadcast import Broadcast
 from orchestrator.errors import StateError
 from orchestrator.events import Archived, CheckpointLoaded, Event, Launched, LeaseAcked, encode_event
-from orchestrator.held_groups import Place, StoredGroup
+from orchestrator.held_groups import LocatedFrames, Place, StoredGroup
 from orchestrator.ledger import Ledger, SourceSize
 from orchestrator.source_roster import SourceRoster
 
@@ -35,6 +35,7 @@ from .checkpoints import check_name, save_checkpoint
 from .compaction import copies, slices, sparse_frames
 from .counts import StateStatistics
 from .faults import DiskFaults, Operation
+from .readers import SegmentReaders
 from .recovery import OpenCheckpoint, Recovery, open_checkpoint, recover
 from .reserve import NO_ROOM, Reserve, in_flight_bytes
 from .segments import MOVED_HEADER_BYTES, RecordKind, list_segments, segment_path
@@ -99,6 +100,7 @@ class StateStore:
             previous=recovery.end,
             make_room=self._make_room,
         )
+        self._readers = SegmentReaders(directory)
         self._next_snapshot = max(list_snapshots(directory), default=0) + 1
         self._segments = {*list_segments(directory), recovery.next_segment}  # counted here: a status reads no disk
         self._previous = recovery.kept
@@ -205,6 +207,31 @@ class StateStore:
         self._changed.notify()
         return place
 
+    async def located(self, groups: Sequence[StoredGroup]) -> LocatedFrames | None:
+        """Where the frames of groups can be read; ``None`` where not all can be.
+
+        Not those that compaction is just moving, and none while the disk has a fault: what it could not sync it may
+        have lost.
+        """
+        if not await self._readers.open({group.place.segment for group in groups}):
+            return None
+        numbers = sorted({group.place.segment for group in groups})  # again: they may have moved meanwhile
+        for number in self._readers.numbers - self._segments:
+            self._readers.forget(number)
+        if self.fault is not None or not self._readers.are_open(numbers):
+            return None
+        if not all(self._writer.is_written(group.place) for group in groups):
+            return None
+        table = [
+            (numbers.index(segment), offset + length - len(group.frame), len(group.frame))
+            for group in groups
+            for segment, offset, length in (group.place,)
+        ]
+        try:
+            return LocatedFrames(self._readers.duplicates(numbers), table)
+        except OSError:
+            return None
+
     @property
     def is_congested(self) -> bool:
         """Whether the disk is full, or so much waits for it, that nothing new should be begun."""
@@ -305,6 +332,7 @@ class StateStore:
                 with suppress(FileNotFoundError):
                     await aiofiles.os.unlink(segment_path(self.directory, number))
                 self._segments.discard(number)
+                self._readers.forget(number)
 
     async def compact(self) -> None:
         """Copy the live frames of sparse segments to the end; the next snapshots let the segments go."""
@@ -375,4 +403,5 @@ class StateStore:
             await self._writer.flush()
             return await self.snapshot()
         finally:
+            self._readers.close()
             await self._writer.aclose()

@@ -101,6 +101,10 @@ class LogWriter:
         """Where the next record will be."""
         return self._end
 
+    def is_written(self, place: Place) -> bool:
+        """Whether the record of that place has been given to the operating system."""
+        return not self._queue or (place.segment, place.offset) < (self._queue[0].segment, self._queue[0].offset)
+
     @property
     def sequence(self) -> int:
         """Number of the newest queued record."""

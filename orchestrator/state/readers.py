@@ -1,0 +1,107 @@
+"""Descriptors of the log's segments, for readers that take frames from where they lie.
+
+A stored frame is what a trainer gets, byte for byte, and a trainer is on the same machine: it may as well read the
+file, whose pages are in memory, as have it sent through a socket, which copies everything twice.
+
+Invariants:
+
+* A descriptor reads only. What is given away is a duplicate; whoever gets it closes it.
+* Segments are opened by a worker thread, and stay open for the next time: ``MAX_OPEN`` at most, those that were asked
+  for last. One that is removed is closed with that, so that the disk gets its space back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import OrderedDict
+from collections.abc import Iterable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import aiofiles.os
+
+from .segments import segment_path
+
+__all__ = ["MAX_OPEN", "SegmentReaders"]
+
+MAX_OPEN: Final = 32
+"""A batch is of the newest groups of each source, which lie in a few segments."""
+
+_open = aiofiles.os.wrap(os.open)
+_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC
+
+
+class SegmentReaders:
+    """See the module's invariants.
+
+    Args:
+        directory: the state directory.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._open: OrderedDict[int, int] = OrderedDict()  # segment → descriptor, the last asked for at the end
+
+    @property
+    def numbers(self) -> set[int]:
+        """Segments that are open."""
+        return set(self._open)
+
+    def are_open(self, numbers: Iterable[int]) -> bool:
+        """Whether :meth:`duplicates` can be had of all of them."""
+        return all(number in self._open for number in numbers)
+
+    async def open(self, numbers: Iterable[int]) -> bool:
+        """Open those that are not; whether all are."""
+        wanted = set(numbers)
+        if len(wanted) > MAX_OPEN:
+            return False
+        opening = [self._begin_opening(number) for number in wanted - self._open.keys()]
+        if opening:
+            await asyncio.wait(opening)  # which go on where this is cancelled
+        return self.are_open(wanted)
+
+    def _begin_opening(self, number: int) -> asyncio.Future[int]:
+        opening: asyncio.Future[int] = asyncio.ensure_future(_open(segment_path(self._directory, number), _FLAGS))
+        opening.add_done_callback(partial(self._opened, number))
+        return opening
+
+    def _opened(self, number: int, opening: asyncio.Future[int]) -> None:
+        if opening.cancelled() or opening.exception() is not None:
+            return  # removed meanwhile, or too many are open: the frames are in memory as well
+        self.forget(number)  # another who asked for it at the same time may have been first
+        self._open[number] = opening.result()
+        while len(self._open) > MAX_OPEN:
+            self.forget(next(iter(self._open)))
+
+    def duplicates(self, numbers: Iterable[int]) -> list[int]:
+        """A new descriptor of each, all of which are open.
+
+        Raises:
+            OSError: there are too many descriptors.
+        """
+        made: list[int] = []
+        try:
+            for number in numbers:
+                self._open.move_to_end(number)
+                made.append(os.dup(self._open[number]))
+        except OSError:
+            for descriptor in made:
+                os.close(descriptor)
+            raise
+        return made
+
+    def forget(self, number: int) -> None:
+        """Close one, if it is open."""
+        descriptor = self._open.pop(number, None)
+        if descriptor is not None:
+            with suppress(OSError):  # nothing was written through it
+                os.close(descriptor)
+
+    def close(self) -> None:
+        """Close all."""
+        for number in list(self._open):
+            self.forget(number)
