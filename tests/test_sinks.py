@@ -7,7 +7,7 @@ import json
 import os
 import sqlite3
 import struct
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,33 @@ async def test_a_sink_that_misbehaves_is_named_loses_the_oldest_and_gets_the_res
     assert [step["step"] for step in taken(tmp_path)[:-1]] == list(range(60, 100))
     assert taken(tmp_path)[-1] == "finished"
     assert taken(tmp_path)[0]["metrics"] == {**METRICS, "rollout/hard/weight": 0.6}
+
+
+class CountedFile(MetricsFile):
+    """Remembers how many steps it was given at a time."""
+
+    calls: tuple[int, ...] = ()
+
+    async def write(self, steps: Sequence[StepFigures]) -> None:
+        self.calls += (len(steps),)
+        await super().write(steps)
+
+
+async def test_steps_in_quick_succession_are_given_to_a_sink_together(tmp_path: Path) -> None:
+    sink = CountedFile(tmp_path, max_bytes=1 << 20, keep=1)
+    async with at_work(sink) as watched:
+        feed = watched.feed
+        feed.offer(figures(0))
+        await watched.until(lambda: feed.statistics().written == 1)
+        for step in range(1, 31):
+            feed.offer(figures(step))
+            for _ in range(3):  # longer than a write takes
+                await anyio.to_thread.run_sync(os.stat, tmp_path)
+        await watched.until(lambda: feed.statistics().written == 31)
+    assert sink.calls[0] == 1, "the first is there at once"
+    assert sum(sink.calls) == 31
+    assert len(sink.calls) < 15
+    assert [step["step"] for step in read_steps(tmp_path, 100)] == list(range(31))
 
 
 async def test_a_sink_that_cannot_begin_ends_nothing_and_what_it_never_took_is_said(tmp_path: Path) -> None:

@@ -30,6 +30,10 @@ MAX_QUEUED: Final = 2048
 BATCH_STEPS: Final = 32
 """Steps that are given to a sink in one call: what has waited is caught up with soon, within the call's deadline."""
 
+GATHER_S: Final = 0.25
+"""Between two calls of a sink that has taken all: steps that come faster than that are given to it together, as a call
+costs a file or a connection, and a thread."""
+
 FIRST_RETRY_S: Final = 1.0
 LONGEST_RETRY_S: Final = 60.0
 """Between tries of a sink that fails; the first start of some packages takes seconds of a core."""
@@ -165,8 +169,11 @@ class SinkFeed:
         while True:
             self._news = anyio.Event()
             if self._queue:
-                if not await self._turn() and self._closing.is_set():
+                took = await self._turn()
+                if not took and self._closing.is_set():
                     return
+                if took and not self._queue:
+                    await self._rest(GATHER_S)
             elif self._closing.is_set():
                 return
             else:
@@ -187,13 +194,17 @@ class SinkFeed:
         except SinkFailed as error:
             self._since = None
             self._note(error)
-            with anyio.move_on_after(self._pause_s):
-                await self._closing.wait()
+            await self._rest(self._pause_s)
             self._pause_s = min(2 * self._pause_s, LONGEST_RETRY_S)
             return False
         self._since = None
         self._took(steps)
         return True
+
+    async def _rest(self, seconds: float) -> None:
+        """Wait so long, or until :meth:`close`."""
+        with anyio.move_on_after(seconds):
+            await self._closing.wait()
 
     def _took(self, steps: Sequence[StepFigures]) -> None:
         if self._fault is not None:
