@@ -11,6 +11,7 @@ import pytest
 
 from orchestrator.engines import Engine, SamplingParams, vllm_pause
 from orchestrator.engines import http as http_module
+from orchestrator.engines import http_events as events_module
 from orchestrator.errors import EngineError, EngineRejected, EngineStalled, EngineUnavailable, GenerationFailed
 from orchestrator.records import Sample, SampleStatus
 
@@ -190,7 +191,7 @@ async def test_an_error_event_of_a_stream_keeps_its_kind(wire: Wire) -> None:
 
 
 async def test_a_line_that_never_ends_is_given_up(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_module, "MAX_LINE_BYTES", 1 << 18)
+    monkeypatch.setattr(events_module, "MAX_LINE_BYTES", 1 << 18)
     async with engine_on(wire, Reply(b"data: " + b"x" * 65536, then="repeat")) as (engine, _):
         error = await failure_of(wire, engine, Got())
     assert type(error) is EngineUnavailable

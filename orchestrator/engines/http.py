@@ -4,46 +4,39 @@ Shared by all adapters of servers; it knows nothing of what is said.
 
 Invariants:
 
-* No retries. A 4xx answer is ``EngineRejected``, except those that ask to come again later (408, 425, 429); a request
-  without a stream that outlives its deadline is ``EngineStalled``; everything else that is not the answer asked for is
-  ``EngineUnavailable``. ``data`` of an error holds the ``status`` of a request that was refused before it began, or the
-  ``event_status`` of a stream that the server itself ended with an error.
+* No retries. Errors are those of ``http_errors``; a request without a stream that outlives its deadline is
+  ``EngineStalled``.
 * Every line, every answer and every error text is bounded, whatever the server sends.
 * Leaving a stream closes its connection: each request has its own.
-* A wait for the next event may be cancelled and begun again: nothing that came is lost by that.
 """
 
 from __future__ import annotations
 
 import os
-from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Annotated, Any, Final, Generic, NamedTuple, NoReturn, Self, TypeVar
+from typing import Annotated, Any, Final, NamedTuple, NoReturn, TypeVar
 
 import aiohttp
 import anyio
 import msgspec
 import orjson
 
-from orchestrator.errors import EngineRejected, EngineStalled, EngineUnavailable
+from orchestrator.errors import EngineStalled, EngineUnavailable
+
+from .http_errors import Failures, said
+from .http_events import MAX_ERROR_BYTES, EventStream
+from .http_origin import Origin, OriginUnreachable
 
 __all__ = ["REQUEST_DEADLINE_S", "EngineHttp", "TokenId"]
 
-MAX_LINE_BYTES: Final = 64 << 20
-"""A cumulative event repeats the whole response with its log-probabilities: a million tokens at 50 bytes fit."""
-
 MAX_ANSWER_BYTES: Final = 64 << 20
-MAX_ERROR_BYTES: Final = 4096
 
 REQUEST_DEADLINE_S: Final = 60.0
 """For requests that generate one token or none; they share the server with long generations."""
 
 SPARE_CONNECTIONS: Final = 16
 """For probes, tokenising and aborts beside the generations."""
-
-COME_AGAIN: Final = frozenset({408, 425, 429})
-"""4xx answers that do not speak of what was asked for, but of when."""
 
 TokenId = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
 """Samples hold 4 bytes a token."""
@@ -82,15 +75,18 @@ class EngineHttp:
     ) -> None:
         self.name = name
         self._url = url.rstrip("/")
-        self._kind = kind
+        self._failures = Failures(name, kind)
         self._connections = max_streams + SPARE_CONNECTIONS
         self._connect_timeout_s = connect_timeout_s
         key = os.environ.get(api_key_env) if api_key_env is not None else None
         self._missing_key = api_key_env if not key else None
         self._headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        self._origin = Origin(self._url, self._headers, connect_timeout_s=connect_timeout_s)
+        self._decoders: dict[type, msgspec.json.Decoder[Any]] = {}
         self._session: aiohttp.ClientSession | None = None
         self._is_closed = False
         self._under_way: set[anyio.CancelScope] = set()
+        self._streams: set[EventStream[Any]] = set()
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
@@ -106,29 +102,38 @@ class EngineHttp:
     async def aclose(self) -> None:
         """Close all connections, for good; what is under way ends with ``EngineUnavailable``."""
         self._is_closed = True
+        for stream in list(self._streams):
+            stream.fail(self._closed())
         for scope in self._under_way:  # a session that closes leaves its readers waiting
             scope.cancel()
         session, self._session = self._session, None
         if session is not None:
             await session.close()
 
+    def _closed(self) -> EngineUnavailable:
+        return self._failures.unavailable("its connections were closed")
+
+    def _check_usable(self) -> None:
+        if self._missing_key is not None:
+            raise self._failures.unavailable(f"the environment variable {self._missing_key} holds no key")
+        if self._is_closed:
+            raise self._closed()
+
     # -- requests ------------------------------------------------------------------------------------------------------
 
     @asynccontextmanager
     async def _request(self, path: str, data: bytes | None) -> AsyncIterator[aiohttp.ClientResponse]:
-        if self._missing_key is not None:
-            raise EngineUnavailable(self.name, f"the environment variable {self._missing_key} holds no key")
+        self._check_usable()
         scope = anyio.CancelScope()
-        if not self._is_closed:
-            self._under_way.add(scope)
-            try:
-                with scope:
-                    async with self._exchange(path, data) as response:
-                        yield response
-                    return
-            finally:
-                self._under_way.discard(scope)
-        raise EngineUnavailable(self.name, "its connections were closed")
+        self._under_way.add(scope)
+        try:
+            with scope:
+                async with self._exchange(path, data) as response:
+                    yield response
+                return
+        finally:
+            self._under_way.discard(scope)
+        raise self._closed()
 
     @asynccontextmanager
     async def _exchange(self, path: str, data: bytes | None) -> AsyncIterator[aiohttp.ClientResponse]:
@@ -141,13 +146,13 @@ class EngineHttp:
         except EngineUnavailable:  # a ConnectionError too
             raise
         except (aiohttp.ClientError, ConnectionError) as error:
-            raise EngineUnavailable(self.name, f"{path}: {_said(error)}") from error
+            raise self._failures.unavailable(f"{path}: {said(error)}") from error
 
     async def _refuse(self, path: str, response: aiohttp.ClientResponse) -> None:
+        text = b""
         with anyio.move_on_after(self._connect_timeout_s):
-            text = (await response.content.read(MAX_ERROR_BYTES)).decode("utf-8", "replace")
-            self._raise(response.status, f"{path}: {_message_of(text)}", "status")
-        self._raise(response.status, f"{path}: the text of the error did not come", "status")
+            text = await response.content.read(MAX_ERROR_BYTES)
+        raise self._failures.of_answer(path, response.status, text)
 
     def refuse(self, status: int, message: str) -> NoReturn:
         """Raise what an event of a stream that speaks of an error becomes.
@@ -155,15 +160,11 @@ class EngineHttp:
         Raises:
             EngineRejected, EngineUnavailable: by its status.
         """
-        self._raise(status, message, "event_status")
-
-    def _raise(self, status: int, message: str, key: str) -> NoReturn:
-        kind = EngineRejected if 400 <= status < 500 and status not in COME_AGAIN else EngineUnavailable
-        raise kind(self.name, f"{status}: {message}", data={key: status})
+        raise self._failures.of_status(status, message, "event_status")
 
     def wrong(self, path: str, problem: object) -> EngineUnavailable:
         """The error of an answer that cannot be one."""
-        return EngineUnavailable(self.name, f"{path}: not what a {self._kind} answers: {problem}")
+        return self._failures.wrong(path, problem)
 
     # -- answers -------------------------------------------------------------------------------------------------------
 
@@ -196,100 +197,56 @@ class EngineHttp:
             parts.append(part)
             size += len(part)
             if size > max_bytes:
-                raise EngineUnavailable(self.name, f"{path}: an answer of more than {max_bytes} bytes")
+                raise self._failures.unavailable(f"{path}: an answer of more than {max_bytes} bytes")
         return b"".join(parts)
 
     # -- streams -------------------------------------------------------------------------------------------------------
 
-    @asynccontextmanager
-    async def stream(self, path: str, into: type[T], body: Any) -> AsyncIterator[AsyncIterator[T]]:
-        """The events of a POST, up to ``[DONE]``; it has no deadline: the caller sets one.
+    async def stream(self, path: str, into: type[T], body: Any, on_event: Callable[[T], bool]) -> None:
+        """Hand over the events of a POST, until one was enough or there are no more; see ``http_events``.
+
+        It has no deadline: the caller sets one.
 
         Raises:
-            EngineRejected, EngineUnavailable: see the module's invariants; on entering for the answer's status.
+            EngineRejected, EngineUnavailable: see the module's invariants; or what ``on_event`` raises.
         """
-        data = orjson.dumps(body)
-        del body  # as Python's objects it is ten times as large, and the stream may take minutes
-        async with self._request(path, data) as response:
-            yield _Events(self, path, msgspec.json.Decoder(into), response.content)
+        with await self.begin_stream(path, into, body, on_event) as stream:
+            del body  # as Python's objects it is ten times as large, and the stream may take minutes
+            await stream.ended()
 
+    async def begin_stream(self, path: str, into: type[T], body: Any, on_event: Callable[[T], bool]) -> EventStream[T]:
+        """Send the request of a stream, which the caller leaves; for those who have to do with it before its end.
 
-class _Events(Generic[T]):
-    """The events of one stream; its state is here and in no frame, so that a cancelled wait loses none of it."""
+        Raises:
+            EngineUnavailable: there is no connection.
+        """
+        self._check_usable()
+        stream = EventStream(
+            self._failures,
+            path,
+            self._origin.request(path, orjson.dumps(body)),
+            self._decoder(into),
+            on_event,
+            error_s=self._connect_timeout_s,
+            left=self._streams.discard,
+        )
+        self._streams.add(stream)
+        with anyio.CancelScope() as scope:
+            self._under_way.add(scope)
+            try:
+                await self._origin.connect(stream)
+            except OriginUnreachable as error:
+                stream.close()
+                raise self._failures.unavailable(f"{path}: {error}") from error
+            except BaseException:
+                stream.close()
+                raise
+            finally:
+                self._under_way.discard(scope)
+        return stream
 
-    def __init__(
-        self, http: EngineHttp, path: str, decoder: msgspec.json.Decoder[T], content: aiohttp.StreamReader
-    ) -> None:
-        self._http = http
-        self._path = path
-        self._decoder = decoder
-        self._content = content
-        self._lines: deque[bytes] = deque()
-        self._rest = bytearray()
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> T:
-        while True:
-            while not self._lines:
-                await self._receive()
-            line = self._lines.popleft()
-            if line.startswith(b"data:"):
-                return self._event(line[5:].strip())
-            if line.startswith(b"error:"):
-                words = line[6:300].decode(errors="replace").strip()
-                raise EngineUnavailable(self._http.name, f"{self._path}: {words}")
-
-    def _event(self, data: bytes) -> T:
-        if data == b"[DONE]":
-            raise StopAsyncIteration
-        try:
-            # Strictly: msgspec passes over keys that it does not know.
-            return self._decoder.decode(data if data.isascii() else str(data, "utf-8"))
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise self._http.wrong(self._path, error) from error
-
-    async def _receive(self) -> None:
-        """Some more lines, or none yet; raises ``StopAsyncIteration`` at the end."""
-        try:
-            part = await self._content.readany()
-        except (aiohttp.ClientError, ConnectionError, RuntimeError) as error:  # the last: it was closed here
-            raise EngineUnavailable(self._http.name, f"{self._path}: {_said(error)}") from error
-        if not part:
-            raise StopAsyncIteration
-        if b"\n" in part:
-            *lines, rest = (bytes(self._rest) + part if self._rest else part).split(b"\n")
-            self._lines.extend(lines)
-            self._rest = bytearray(rest)
-        else:
-            self._rest += part
-        if len(self._rest) > MAX_LINE_BYTES:
-            raise EngineUnavailable(self._http.name, f"{self._path}: a line of more than {MAX_LINE_BYTES} bytes")
-
-
-def _said(error: Exception) -> str:
-    """What went wrong with a connection, in words of ours: those of the library name its own parts."""
-    reason = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
-    detail = getattr(reason, "strerror", None) or str(reason).partition("[")[0] or type(reason).__name__
-    if isinstance(error, aiohttp.ClientConnectorError):
-        return f"cannot connect: {detail}"
-    if isinstance(error, aiohttp.ClientPayloadError):
-        return "the connection ended in the middle of the answer"
-    if isinstance(error, aiohttp.ServerDisconnectedError):
-        return "the server disconnected without an answer"
-    return str(detail)
-
-
-def _message_of(text: str) -> str:
-    """The message of an error answer, in any of the forms that servers give it."""
-    try:
-        answer = orjson.loads(text)
-    except orjson.JSONDecodeError:
-        return text.strip()[:300] or "no message"
-    if isinstance(answer, dict):
-        error = answer.get("error", answer)
-        found = error.get("message", error.get("detail")) if isinstance(error, dict) else error
-        if found:
-            return str(found)
-    return text.strip()[:300] or "no message"
+    def _decoder(self, into: type[T]) -> msgspec.json.Decoder[T]:
+        decoder = self._decoders.get(into)
+        if decoder is None:
+            decoder = self._decoders[into] = msgspec.json.Decoder(into)
+        return decoder

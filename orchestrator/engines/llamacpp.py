@@ -20,6 +20,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Final, Literal
 
 import anyio
@@ -199,18 +200,21 @@ class LlamaCppEngine:
     async def _stream(self, request: GenerationRequest, sink: TokenSink) -> _Received:
         """Hand over what is streamed, up to the end or a gap."""
         received = _Received()
-        async with streamed(self._http, self.body(request)) as chunks:
-            async for chunk in chunks:
-                if chunk.tokens_predicted != len(received.tokens) + len(chunk.tokens):
-                    received.after_gap = chunk
-                    return received
-                self._hand_over(request, received, chunk.tokens, self._logprobs_of(chunk), chunk.content, sink)
-                if chunk.stop and received.reason is None:
-                    received.reason = _reason_of(chunk.stop_type)
-                    self._note_end(chunk.stop_type, received)
-                if received.reason is not None:
-                    return received
-        raise EngineUnavailable(self.name, "the stream ended before the generation did")
+        await streamed(self._http, self.body(request), partial(self._take, request, received, sink))
+        if received.reason is None and received.after_gap is None:
+            raise EngineUnavailable(self.name, "the stream ended before the generation did")
+        return received
+
+    def _take(self, request: GenerationRequest, received: _Received, sink: TokenSink, chunk: Chunk) -> bool:
+        """Hand over what an event adds; whether that is the end, or a gap."""
+        if chunk.tokens_predicted != len(received.tokens) + len(chunk.tokens):
+            received.after_gap = chunk
+            return True
+        self._hand_over(request, received, chunk.tokens, self._logprobs_of(chunk), chunk.content, sink)
+        if chunk.stop and received.reason is None:
+            received.reason = _reason_of(chunk.stop_type)
+            self._note_end(chunk.stop_type, received)
+        return received.reason is not None
 
     def _note_end(self, stop_type: str, received: _Received) -> None:
         """A model may have several tokens that end a sequence; the server names one."""

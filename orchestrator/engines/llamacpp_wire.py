@@ -9,8 +9,7 @@ Invariants:
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
@@ -88,15 +87,12 @@ async def complete(http: EngineHttp, body: dict[str, Any], *, deadline_s: float 
     return await http.ask("/completion", Chunk, body | {"stream": False}, deadline_s=deadline_s)
 
 
-@asynccontextmanager
-async def streamed(http: EngineHttp, body: dict[str, Any]) -> AsyncIterator[AsyncIterator[Chunk]]:
-    """The events of ``/completion``; raises as :meth:`EngineHttp.stream` does, also where an event is an error."""
-    async with http.stream("/completion", Chunk, body | {"stream": True}) as chunks:
-        yield _without_errors(http, chunks)
+async def streamed(http: EngineHttp, body: dict[str, Any], on_chunk: Callable[[Chunk], bool]) -> None:
+    """Hand over the events of ``/completion``; as :meth:`EngineHttp.stream`, also where an event is an error."""
 
-
-async def _without_errors(http: EngineHttp, chunks: AsyncIterator[Chunk]) -> AsyncIterator[Chunk]:
-    async for chunk in chunks:
+    def take(chunk: Chunk) -> bool:
         if chunk.error is not None:
             http.refuse(chunk.error.code, f"/completion: {chunk.error.message}")
-        yield chunk
+        return on_chunk(chunk)
+
+    await http.stream("/completion", Chunk, body | {"stream": True}, take)

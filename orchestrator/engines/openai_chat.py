@@ -17,6 +17,7 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 from anyio.abc import TaskStatus
@@ -28,7 +29,7 @@ from .http import EngineHttp
 from .instance import ProcessStart
 from .openai_wire import REASONS, ChatCompletion, ChatEvent, found_model, refuse
 from .port import EngineInfo, GenerationEnd, GenerationRequest, TokenSink, WeightUpdate
-from .vllm_pause import PauseWatch
+from .vllm_pause import Listener, PauseWatch
 from .weights import CANNOT_LOAD
 
 __all__ = ["OpenAIChat"]
@@ -161,17 +162,23 @@ class OpenAIChat:
         } | {key: value for key, (value, neutral) in options.items() if value != neutral}
 
     async def _stream(self, body: dict[str, Any], sink: TokenSink) -> GenerationEnd:
+        ends: list[GenerationEnd] = []
         with self._pauses.listening(sink) as listener:
-            async with self._http.stream(PATH, ChatEvent, body) as events:
-                async for event in events:
-                    listener.heard = True
-                    if event.error is not None:
-                        refuse(self._http, PATH, event.error)
-                    for choice in event.choices[:1]:
-                        sink((), None, choice.delta.content or "")
-                        if choice.finish_reason is not None:
-                            return self._end(choice.finish_reason)
-        raise EngineUnavailable(self.name, "the stream ended before the generation did")
+            await self._http.stream(PATH, ChatEvent, body, partial(self._take, listener, ends))
+        if not ends:
+            raise EngineUnavailable(self.name, "the stream ended before the generation did")
+        return ends[0]
+
+    def _take(self, listener: Listener, ends: list[GenerationEnd], event: ChatEvent) -> bool:
+        """Hand over what an event adds; whether the generation has ended."""
+        listener.heard = True
+        if event.error is not None:
+            refuse(self._http, PATH, event.error)
+        for choice in event.choices[:1]:
+            listener.sink((), None, choice.delta.content or "")
+            if choice.finish_reason is not None:
+                ends.append(self._end(choice.finish_reason))
+        return bool(ends)
 
     def _end(self, finish_reason: str) -> GenerationEnd:
         reason = REASONS.get(finish_reason)

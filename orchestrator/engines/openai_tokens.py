@@ -18,6 +18,8 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Literal
 
 import msgspec
@@ -31,7 +33,7 @@ from .instance import ProcessStart
 from .openai_text import OpenAIText
 from .openai_wire import REASONS, TEXT_ALONE, Choice, Event, found_model, refuse
 from .port import EngineInfo, GenerationEnd, GenerationRequest, SamplingParams, TokenSink, WeightUpdate
-from .vllm_pause import PauseWatch
+from .vllm_pause import Listener, PauseWatch
 from .vllm_weights import update_vllm_weights
 from .weights import CANNOT_LOAD, NO_SUCH_PATH
 
@@ -39,6 +41,15 @@ __all__ = ["OpenAITokens"]
 
 CERTAIN: Final = -1e-6
 """A log-probability above this is 0 but for rounding."""
+
+
+@dataclass(slots=True)
+class _Reading:
+    """A stream under way: who is told of it, its newest token, and how it ended."""
+
+    listener: Listener
+    last: int | None = None
+    end: GenerationEnd | None = None
 
 
 class OpenAITokens:
@@ -218,22 +229,26 @@ class OpenAITokens:
         }
 
     async def _stream(self, request: GenerationRequest, sink: TokenSink) -> GenerationEnd:
-        last: int | None = None
         with self._pauses.listening(sink) as listener:
-            async with self._http.stream("/v1/completions", Event, self.body(request)) as events:
-                async for event in events:
-                    listener.heard = True
-                    if event.error is not None:
-                        refuse(self._http, "/v1/completions", event.error)
-                    for choice in event.choices[:1]:
-                        self._hand_over(choice, sink)
-                        last = choice.token_ids[-1] if choice.token_ids else last
-                        if choice.finish_reason is not None:
-                            self._note_end(choice, last, request.sampling)
-                            return self._end(choice.finish_reason)
-                        del choice
-                    del event  # not held until the next one comes: so many are in flight
-        raise EngineUnavailable(self.name, "the stream ended before the generation did")
+            reading = _Reading(listener)
+            take = partial(self._take, reading, request.sampling)
+            await self._http.stream("/v1/completions", Event, self.body(request), take)
+        if reading.end is None:
+            raise EngineUnavailable(self.name, "the stream ended before the generation did")
+        return reading.end
+
+    def _take(self, reading: _Reading, sampling: SamplingParams, event: Event) -> bool:
+        """Hand over what an event adds; whether the generation has ended."""
+        reading.listener.heard = True
+        if event.error is not None:
+            refuse(self._http, "/v1/completions", event.error)
+        for choice in event.choices[:1]:
+            self._hand_over(choice, reading.listener.sink)
+            reading.last = choice.token_ids[-1] if choice.token_ids else reading.last
+            if choice.finish_reason is not None:
+                self._note_end(choice, reading.last, sampling)
+                reading.end = self._end(choice.finish_reason)
+        return reading.end is not None
 
     def _hand_over(self, choice: Choice, sink: TokenSink) -> None:
         if choice.token_ids is None:

@@ -20,7 +20,7 @@ Invariants:
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Final, Literal
 
@@ -33,9 +33,9 @@ from orchestrator.records import Message
 
 from .http import EngineHttp, TokenId
 from .instance import ProcessStart
-from .port import EngineInfo, FinishReason, GenerationEnd, GenerationRequest, SamplingParams, TokenSink, WeightUpdate
+from .port import EngineInfo, GenerationEnd, GenerationRequest, SamplingParams, TokenSink, WeightUpdate
 from .sglang_abort import ABORT_DEADLINE_S, Abort
-from .sglang_stream import Event, Finish, Received
+from .sglang_stream import Event, Reader
 from .sglang_weights import update_sglang_weights
 from .weights import NO_SUCH_PATH
 
@@ -45,8 +45,6 @@ LARGEST_SEED: Final = 0x7FFFFFFF
 """Seeds of a batch are held in one array of integers, in some versions of 4 bytes."""
 
 NOT_UNDERSTOOD: Final = NO_SUCH_PATH | {400, 422}
-
-REASONS: Final[dict[str, FinishReason]] = {"stop": "stop", "length": "length", "abort": "abort"}
 
 
 class _ModelInfo(msgspec.Struct):
@@ -192,34 +190,29 @@ class SGLangEngine:
     async def generate(self, request: GenerationRequest, sink: TokenSink) -> GenerationEnd:
         """Stream a piece; see the port."""
         abort = Abort(self._http, uuid.uuid4().hex)
-        received = Received()
-        async with (
-            abort.unless_ended(),
-            self._http.stream("/generate", Event, self.body(request, abort.rid)) as events,
-        ):
-            try:
-                return await self._read(request, events, received, sink)
-            except anyio.get_cancelled_exc_class():
-                with anyio.CancelScope(deadline=anyio.current_time() + ABORT_DEADLINE_S, shield=True):
-                    await abort.tell()
-                    with suppress(EngineError):
-                        await self._read(request, events, received, sink)
-                raise
-
-    async def _read(
-        self, request: GenerationRequest, events: AsyncIterator[Event], received: Received, sink: TokenSink
-    ) -> GenerationEnd:
-        """Hand over what comes, up to the end."""
-        async for event in events:
-            if event.error is not None:  # a stream answers 200 before the server looks at what it was asked
-                self._http.refuse(400, f"/generate: {event.error.message}")
-            self._hand_over(received, event, sink)
-            finish = event.meta_info.finish_reason
-            if finish is not None:
-                self._note_end(finish, request.sampling)
-                return self._end(finish, received, request.sampling)
-            del event  # not held until the next one comes: so many are in flight
-        raise EngineUnavailable(self.name, "the stream ended before the generation did")
+        reader = Reader(self._http, request.sampling, sink, self._end_ids)
+        try:
+            with await self._http.begin_stream(
+                "/generate", Event, self.body(request, abort.rid), reader.take
+            ) as stream:
+                try:
+                    await stream.ended()
+                except anyio.get_cancelled_exc_class():
+                    with anyio.CancelScope(deadline=anyio.current_time() + ABORT_DEADLINE_S, shield=True):
+                        await abort.tell()
+                        with suppress(EngineError):
+                            await stream.ended()
+                    raise
+            if reader.end is None:
+                raise EngineUnavailable(self.name, "the stream ended before the generation did")
+        except EngineError as error:
+            if not error.data:  # with a status the server itself has ended it
+                await abort.tell()
+            raise
+        except anyio.get_cancelled_exc_class():
+            await abort.tell()
+            raise
+        return reader.end
 
     def body(self, request: GenerationRequest, rid: str) -> dict[str, Any]:
         """The JSON of a ``/generate`` request."""
@@ -253,32 +246,3 @@ class SGLangEngine:
         if self._context_tokens is None:
             return request.max_new_tokens
         return max(1, min(request.max_new_tokens, self._context_tokens - len(request.tokens)))
-
-    def _hand_over(self, received: Received, event: Event, sink: TokenSink) -> None:
-        entries = event.meta_info.output_token_logprobs
-        try:
-            new = received.new_tokens(event.meta_info)
-        except ValueError as error:
-            raise self._http.wrong("/generate", error) from error
-        # Where the list is all there is, so is the text; in the first event both are the same. An event without tokens
-        # that ends a generation which waited repeats the text in any case.
-        is_cumulative = len(entries) == received.tokens or event.meta_info.completion_tokens is None
-        text = received.new_text(event.text or "", is_cumulative=is_cumulative)
-        if new or text:
-            sink([token for _, token, _ in new], [logprob for logprob, _, _ in new], text)
-
-    def _note_end(self, finish: Finish, sampling: SamplingParams) -> None:
-        """Learn that a token ends sequences: no path tells which do."""
-        token = finish.matched
-        if finish.type == "stop" and type(token) is int and token not in sampling.stop_token_ids:
-            self._end_ids.add(token)
-
-    def _end(self, finish: Finish, received: Received, sampling: SamplingParams) -> GenerationEnd:
-        if finish.type == "abort" and finish.status_code is not None and finish.status_code >= 400:
-            self._http.refuse(finish.status_code, f"/generate: {finish.message or 'no message'}")
-        reason = REASONS.get(finish.type)
-        if reason is None:
-            raise self._http.wrong("/generate", f"the finish reason {finish.type!r}")
-        # The beginning of a stop text may have been streamed before the server knew it for one.
-        is_complete = received.text_is_whole and not sampling.stop and reason != "abort"
-        return GenerationEnd(reason, text_complete=is_complete)

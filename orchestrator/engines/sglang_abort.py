@@ -8,8 +8,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from typing import Final
 
 import anyio
@@ -36,19 +35,6 @@ class Abort:
         self._http = http
         self.rid = rid
         self._is_told = False
-
-    @asynccontextmanager
-    async def unless_ended(self) -> AsyncIterator[None]:
-        """Abort a generation that is left before its end."""
-        try:
-            yield
-        except EngineError as error:
-            if not error.data:  # with a status the server itself has ended it
-                await self.tell()
-            raise
-        except anyio.get_cancelled_exc_class():
-            await self.tell()
-            raise
 
     async def tell(self) -> None:
         """Tell the server; one that is gone runs nothing that could be aborted."""

@@ -5,19 +5,23 @@ Which of the two an event does is told by the server's own count of tokens.
 
 Invariants:
 
+* What was streamed is handed over as it arrives, up to the event that says how the generation ended.
 * Tokens and their log-probabilities come from the same list, so that none can be without the other.
 * Nothing is new twice; where the server's count and its list disagree nothing is.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
-from .http import TokenId
+from .http import EngineHttp, TokenId
+from .port import FinishReason, GenerationEnd, SamplingParams, TokenSink
 
-__all__ = ["Event", "Finish", "Meta", "Received"]
+__all__ = ["Event", "Finish", "Meta", "Reader", "Received"]
+
+REASONS: Final[dict[str, FinishReason]] = {"stop": "stop", "length": "length", "abort": "abort"}
 
 
 class Finish(msgspec.Struct):
@@ -87,3 +91,65 @@ class Received:
         new = text[self.characters :]
         self.characters = max(self.characters, len(text))
         return new
+
+
+class Reader:
+    """Takes the events of one stream.
+
+    Args:
+        http: the server, for errors.
+        sampling: what was asked for.
+        sink: where tokens go.
+        end_ids: tokens that end sequences; one that did is added, because no path tells which do.
+    """
+
+    def __init__(self, http: EngineHttp, sampling: SamplingParams, sink: TokenSink, end_ids: set[int]) -> None:
+        self._http = http
+        self._sampling = sampling
+        self._sink = sink
+        self._end_ids = end_ids
+        self._received = Received()
+        self.end: GenerationEnd | None = None
+
+    def take(self, event: Event) -> bool:
+        """Hand over what is new; whether the generation has ended.
+
+        Raises:
+            EngineRejected, EngineUnavailable: the event is an error, or wrong.
+        """
+        if event.error is not None:  # a stream answers 200 before the server looks at what it was asked
+            self._http.refuse(400, f"/generate: {event.error.message}")
+        self._hand_over(event)
+        finish = event.meta_info.finish_reason
+        if finish is not None:
+            self._note_end(finish)
+            self.end = self._ended(finish)
+        return finish is not None
+
+    def _hand_over(self, event: Event) -> None:
+        received, entries = self._received, event.meta_info.output_token_logprobs
+        try:
+            new = received.new_tokens(event.meta_info)
+        except ValueError as error:
+            raise self._http.wrong("/generate", error) from error
+        # Where the list is all there is, so is the text; in the first event both are the same. An event without tokens
+        # that ends a generation which waited repeats the text in any case.
+        is_cumulative = len(entries) == received.tokens or event.meta_info.completion_tokens is None
+        text = received.new_text(event.text or "", is_cumulative=is_cumulative)
+        if new or text:
+            self._sink([token for _, token, _ in new], [logprob for logprob, _, _ in new], text)
+
+    def _note_end(self, finish: Finish) -> None:
+        token = finish.matched
+        if finish.type == "stop" and type(token) is int and token not in self._sampling.stop_token_ids:
+            self._end_ids.add(token)
+
+    def _ended(self, finish: Finish) -> GenerationEnd:
+        if finish.type == "abort" and finish.status_code is not None and finish.status_code >= 400:
+            self._http.refuse(finish.status_code, f"/generate: {finish.message or 'no message'}")
+        reason = REASONS.get(finish.type)
+        if reason is None:
+            raise self._http.wrong("/generate", f"the finish reason {finish.type!r}")
+        # The beginning of a stop text may have been streamed before the server knew it for one.
+        is_complete = self._received.text_is_whole and not self._sampling.stop and reason != "abort"
+        return GenerationEnd(reason, text_complete=is_complete)

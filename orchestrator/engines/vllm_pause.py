@@ -26,7 +26,7 @@ from orchestrator.errors import EngineError, EngineRejected, EngineUnavailable
 from .http import EngineHttp
 from .port import TokenSink
 
-__all__ = ["PauseWatch"]
+__all__ = ["Listener", "PauseWatch"]
 
 T = TypeVar("T")
 
@@ -41,7 +41,9 @@ class _Answer(msgspec.Struct):
 
 
 @dataclass(slots=True, eq=False)
-class _Listener:
+class Listener:
+    """A request under way; whoever hears of it sets ``heard``."""
+
     sink: TokenSink
     heard: bool = False
 
@@ -55,7 +57,7 @@ class PauseWatch:
 
     def __init__(self, http: EngineHttp) -> None:
         self._http = http
-        self._listeners: set[_Listener] = set()
+        self._listeners: set[Listener] = set()
         self._lock = anyio.Lock()
         self._can_pause = True
         self._was_paused = False
@@ -74,9 +76,9 @@ class PauseWatch:
                         listener.sink((), (), "")
 
     @contextmanager
-    def listening(self, sink: TokenSink) -> Iterator[_Listener]:
-        """A request under way; whoever hears of it sets ``heard``."""
-        listener = _Listener(sink)
+    def listening(self, sink: TokenSink) -> Iterator[Listener]:
+        """Have a request told of pauses while it is under way."""
+        listener = Listener(sink)
         self._listeners.add(listener)
         try:
             yield listener
