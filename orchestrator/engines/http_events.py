@@ -62,6 +62,7 @@ class EventStream(asyncio.Protocol, Generic[T]):
         "_has_end",
         "_is_over",
         "_left",
+        "_location",
         "_on_event",
         "_parser",
         "_path",
@@ -95,6 +96,7 @@ class EventStream(asyncio.Protocol, Generic[T]):
         self._transport: asyncio.Transport | None = None
         self._rest = bytearray()  # of a line; or the text of a refusal
         self._status = 0
+        self._location = ""
         self._beside = 0
         self._has_end = False  # otherwise the answer goes on until the connection ends
         self._is_over = False
@@ -189,6 +191,8 @@ class EventStream(asyncio.Protocol, Generic[T]):
         match name.lower():
             case b"content-length" | b"transfer-encoding":
                 self._has_end = True
+            case b"location":
+                self._location = value.decode("latin-1")[:300]
             case b"content-encoding" if value.strip().lower() != b"identity" and not self._is_over:
                 encoding = value.decode("latin-1")[:100]
                 self._end(self._failures.wrong(self._path, f"content of the encoding {encoding}, not asked for"))
@@ -225,7 +229,11 @@ class EventStream(asyncio.Protocol, Generic[T]):
             self._refuse()
 
     def _refuse(self) -> None:
-        self._end(self._failures.of_answer(self._path, self._status, bytes(self._rest[:MAX_ERROR_BYTES])))
+        """It is over with what came of the text; a redirection is not followed, as the key would go along."""
+        text = bytes(self._rest[:MAX_ERROR_BYTES])
+        if 300 <= self._status < 400 and self._location:
+            text = f"it sends requests on to {self._location}: give the url of that server".encode()
+        self._end(self._failures.of_answer(self._path, self._status, text))
 
     # -- lines ---------------------------------------------------------------------------------------------------------
 

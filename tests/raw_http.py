@@ -1,0 +1,87 @@
+"""A server on a real socket that sends the very bytes that it is told to, piece by piece; not one of ours."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+REQUEST_BYTES = 1 << 20
+
+
+@dataclass
+class RawServer:
+    """``then`` the last piece: ``close`` the connection, ``reset`` it, ``hang`` until the client leaves, or ``repeat``.
+
+    ``heads`` are the requests' own, in the order in which they came; ``left`` counts the connections that have ended.
+    """
+
+    pieces: Sequence[bytes]
+    then: str = "close"
+    url: str = ""
+    port: int = 0
+    heads: list[bytes] = field(default_factory=list)
+    bodies: list[bytes] = field(default_factory=list)
+    left: int = 0
+
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = next(int(x[15:]) for x in head.split(b"\r\n") if x.lower().startswith(b"content-length:"))
+            self.heads.append(head)
+            self.bodies.append(await reader.readexactly(length))
+            for piece in self.pieces:
+                writer.write(piece)
+                await writer.drain()
+                await asyncio.sleep(0)
+            while self.then == "repeat":
+                writer.write(self.pieces[-1])
+                await writer.drain()
+            if self.then == "hang":
+                await reader.read(1)
+            if self.then == "reset":
+                writer.transport.abort()
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass  # the client left, as clients do
+        finally:
+            self.left += 1
+            writer.close()
+
+
+@asynccontextmanager
+async def raw_server(
+    *pieces: bytes, then: str = "close", host: str = "127.0.0.1", tls: ssl.SSLContext | None = None
+) -> AsyncIterator[RawServer]:
+    """Serve one answer, again and again."""
+    served = RawServer(pieces, then)
+    server = await asyncio.start_server(served.answer, "127.0.0.1", 0, ssl=tls)
+    served.port = server.sockets[0].getsockname()[1]
+    served.url = f"http{'s' if tls else ''}://{host}:{served.port}"
+    try:
+        yield served
+    finally:
+        server.close()
+        await server.wait_closed()
+
+
+def chunked(body: bytes, size: int = 1 << 30) -> bytes:
+    """In chunks of this size."""
+    parts = [body[i : i + size] for i in range(0, len(body), size)]
+    return b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n"
+
+
+def http_answer(
+    body: bytes, how: str = "chunked", *, status: int = 200, headers: bytes = b"", size: int = 1 << 30
+) -> bytes:
+    """All bytes of an answer whose end is told by its chunks, by its length, or by the connection."""
+    head = b"HTTP/1.1 %d X\r\nContent-Type: text/event-stream\r\n%b" % (status, headers)
+    match how:
+        case "chunked":
+            return head + b"Transfer-Encoding: chunked\r\n\r\n" + chunked(body, size)
+        case "length":
+            return head + b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+    return head + b"Connection: close\r\n\r\n" + body
