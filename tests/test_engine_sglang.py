@@ -19,6 +19,7 @@ from orchestrator.records import Sample, SampleStatus
 from .engine_pools import DEADLINE_S, Got, ask, request, running_pool
 from .fake_server import until
 from .fake_sglang import FakeSGLang, fake_sglang
+from .http_faults import SILENCE, answer, fault_server
 
 PROMPT = list(b"Once upon a time")
 LONG = 300
@@ -257,6 +258,20 @@ async def test_an_error_keeps_its_kind_and_the_servers_words(fault: str) -> None
             assert "so it was wanted" in caught.value.message
         assert server.aborts == [], "the server itself has ended it"
         assert len(server.requests) == 1, "adapters do not retry"
+
+
+async def test_what_has_not_begun_to_answer_is_not_waited_for_when_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that moves on because its first token is late would be held up once more."""
+    monkeypatch.setattr(sglang_module, "ABORT_DEADLINE_S", 10 * DEADLINE_S)
+    async with fault_server(generate=SILENCE, abort_request=answer(b"")) as server:
+        engine = SGLangEngine(name="e", url=server.url)
+        with anyio.fail_after(DEADLINE_S):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(engine.generate, request(PROMPT), Got().sink)
+                await until(lambda: server.count("/generate") == 1)
+                tasks.cancel_scope.cancel()
+        await engine.aclose()
+        assert server.count("/abort_request") == 1
 
 
 async def test_an_abort_while_it_waited_adds_nothing(pair: tuple[SGLangEngine, FakeSGLang]) -> None:

@@ -114,6 +114,11 @@ class EventStream(asyncio.Protocol, Generic[T]):
         """Leave it."""
         self._end()
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether the server has begun to answer."""
+        return self._status != 0
+
     async def ended(self) -> None:
         """Wait until it is over; it has no deadline: the caller sets one.
 

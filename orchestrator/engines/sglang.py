@@ -200,8 +200,9 @@ class SGLangEngine:
                 except anyio.get_cancelled_exc_class():
                     with anyio.CancelScope(deadline=anyio.current_time() + ABORT_DEADLINE_S, shield=True):
                         await abort.tell()
-                        with suppress(EngineError):
-                            await stream.ended()
+                        if stream.has_begun:  # otherwise it may be long in coming, and the slot waits with it
+                            with suppress(EngineError):
+                                await stream.ended()
                     raise
             if reader.end is None:
                 raise EngineUnavailable(self.name, "the stream ended before the generation did")
