@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import socket
 from contextlib import ExitStack
@@ -54,6 +55,18 @@ def test_a_world_size_that_cannot_be_drops_no_stale_group_and_takes_no_rank(tmp_
             assert client.get_batch(timeout_s=30).step == 0  # the rank is free
             with pytest.raises(BadWorldSize, match="all ranks"):
                 other.get_batch(timeout_s=0)
+
+
+def test_who_is_displaced_is_told_by_whom(tmp_path: Path) -> None:
+    with daemon(write_config(tmp_path)) as process, process.connect(takeover=True) as client:
+        for _ in range(2):
+            client.get_batch(30)
+        third = client.request_batch(60)  # waits for an acknowledgement
+        with process.connect() as successor:
+            successor.hello(takeover=True)
+            with pytest.raises(RankInUse, match=f"taken over by process {os.getpid()}"):
+                client.receive_batch(third)
+            assert successor.get_batch(30).step == 0
 
 
 def test_a_trainer_comes_in_where_only_silent_ones_are(tmp_path: Path) -> None:

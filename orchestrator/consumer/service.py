@@ -17,7 +17,7 @@ import anyio
 from structlog.typing import FilteringBoundLogger
 
 from orchestrator.broadcast import Broadcast
-from orchestrator.errors import BadRequest, BatchTimeout, RunFinished, ShuttingDown
+from orchestrator.errors import BadRequest, BatchTimeout, RankInUse, RunFinished, ShuttingDown
 from orchestrator.events import SourcePaused, SourceResumed
 from orchestrator.frames import DEFAULT_MAX_PAYLOAD_BYTES
 from orchestrator.held_groups import LocatedFrames, StoredGroup
@@ -198,7 +198,7 @@ class ConsumerService:
         if params.rank is not None:
             displaced = self._desk.take_rank(connection.holder, params.rank, takeover=params.takeover)
             if displaced is not None and displaced.connection in self.connections:
-                self.connections[displaced.connection].close()
+                self.connections[displaced.connection].close(_taken_over(params.rank, connection))
         return Answer(
             {
                 "server": "rollout-orchestrator",
@@ -326,6 +326,14 @@ class ConsumerService:
     async def _drain(self, _: Connection, __: m.NoParams) -> Answer:
         await self._control.drain()
         return Answer({"step": self._ledger.step})
+
+
+def _taken_over(rank: int, by: Connection) -> RankInUse:
+    return RankInUse(
+        f"rank {rank} was taken over by process {by.holder.pid}: leases that were not acknowledged go to it; end one of"
+        " the two trainers",
+        data={"rank": rank, "pid": by.holder.pid},
+    )
 
 
 def _who(connection: Connection) -> str:
