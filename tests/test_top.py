@@ -146,6 +146,20 @@ def test_the_lines_hold_every_figure_of_a_small_run(status: dict[str, Any]) -> N
     assert row.split()[10] == "8", "tokens of a response"
 
 
+def test_what_fails_beside_the_batches_is_said(status: dict[str, Any]) -> None:
+    sinks = [
+        {"name": name, "fault": fault} for name, fault in [("a", None), *((f"s{i}", "it is full") for i in range(4))]
+    ]
+    failing = {**status, "archive": {"fault": "no room for step 7"}, "sinks": sinks}
+    lines = [line.plain.rstrip() for line in render_screen(failing, 80, 24)]
+    assert "Archive: no room for step 7" in lines
+    assert "Metrics to s0: it is full" in lines
+    assert "… and 3 more" in lines
+    assert len(lines) <= 24
+    sound = [line.plain for line in render_screen({**status, "archive": {"fault": None}, "sinks": sinks[:1]}, 80, 24)]
+    assert sound == [line.plain for line in render_screen({**status, "archive": None, "sinks": []}, 80, 24)]
+
+
 def test_fields_are_where_the_history_has_them() -> None:
     assert {name: POINT_FIELDS.index(name) for name in FIELDS} == FIELDS
     assert sparkline([0.0, None, 1.0, 0.5], 6) == "  ▁ █▅"

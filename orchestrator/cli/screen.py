@@ -25,6 +25,7 @@ ENGINE_STYLES: Final = {"up": "green", "trial": "yellow", "updating": "yellow", 
 EVENT_STYLES: Final = {"warning": "yellow", "error": "red", "critical": "bold red"}
 
 HEADLINE_LINES: Final = 4
+MAX_FAULTS: Final = 3
 SOURCE_COLUMNS: Final = 57
 """Characters of a source's line between its name and its tokens or its rewards."""
 TOKENS_COLUMN: Final = 7
@@ -59,11 +60,12 @@ def render_screen(
         height: lines, 8 at least.
         tokens_per_s: over all engines, if it is known.
     """
-    head = [
+    head: list[Text] = [
         _run_line(status, width),
         *_headline(status, width),
         _work_line(status, tokens_per_s),
         _wait_line(status, width),
+        *_faults(status),
     ]
     room = max(0, height - len(head))
     sources, engines = _sources(status, width), _engines(status, width)
@@ -118,6 +120,15 @@ def _work_line(status: Mapping[str, Any], tokens_per_s: float | None) -> Text:
     if status["state"]["fault"]:
         parts.append("disk fails")
     return Text(" · ".join(parts), no_wrap=True)
+
+
+def _faults(status: Mapping[str, Any]) -> list[Text]:
+    """Of what is beside the batches: they are not held up by it, but somebody has to look."""
+    archive = status["archive"]
+    lines = [Text(f"Archive: {archive['fault']}", style="red")] if archive and archive["fault"] else []
+    failing = [sink for sink in status["sinks"] if sink["fault"]]
+    lines += [Text(f"Metrics to {sink['name']}: {sink['fault']}", style="yellow") for sink in failing]
+    return _cut(lines, MAX_FAULTS)
 
 
 def _wait_line(status: Mapping[str, Any], width: int) -> Text:
