@@ -92,6 +92,28 @@ def groups(draw: st.DrawFn) -> Group:
     )
 
 
+@given(st.lists(int32s, max_size=9), st.lists(st.floats(-1e30, 0) | st.integers(-99, 0), max_size=9))
+@pytest.mark.parametrize("times", [1, 40])
+def test_tokens_of_lists_are_those_of_arrays(times: int, tokens: list[int], logprobs: list[float]) -> None:
+    """However long the lists are: short and long ones are converted by different means."""
+    tokens, logprobs = [7, *tokens] * times, [-0.1, *logprobs] * times
+    n = min(len(tokens), len(logprobs))
+    sample = Sample(index=0)
+    for _ in range(2):
+        sample.extend(tokens[:n], logprobs[:n], 0)
+    assert sample.tokens == array("i", 2 * tokens[:n])
+    assert sample.logprobs == array("f", 2 * logprobs[:n])
+
+
+@pytest.mark.parametrize("length", [2, 1000])
+@pytest.mark.parametrize(("bad", "error"), [(2**31, OverflowError), (-(2**31) - 1, OverflowError), ("1", TypeError)])
+def test_a_token_that_is_none_is_refused_at_every_length(length: int, bad: Any, error: type[Exception]) -> None:
+    sample = Sample(index=0)
+    with pytest.raises(error):
+        sample.extend([0] * (length - 1) + [bad], None, 0)
+    assert not sample.tokens
+
+
 @given(groups())
 def test_a_group_comes_out_as_it_went_in(group: Group) -> None:
     read = RolloutGroup(memoryview(encode_group(group)))
