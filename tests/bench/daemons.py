@@ -98,12 +98,16 @@ class FedDaemon(Daemon):
 
     Each group is made of Python's lists, as an engine's answer gives them, and goes the way of any finished group from
     there on. That is more than the plan asks for, so that the producers have nothing to do. ``counts`` are the groups
-    of each source in a batch.
+    of each source in a batch. A byte is written to the pipe ``entered`` for as many groups as a batch has: nobody has
+    to ask for the status, which would be measured too.
     """
 
-    def __init__(self, config: Config, *args: Any, shape: Shape, batches: int, counts: dict[str, int]) -> None:
+    def __init__(
+        self, config: Config, *args: Any, shape: Shape, batches: int, counts: dict[str, int], entered: int
+    ) -> None:
         super().__init__(config, *args)
         self._groups = {source: batches * count for source, count in counts.items()}
+        self._entered, self._is_entered = 0, entered
         self._samples = [
             (tokens.tolist(), logprobs.tolist(), text) for tokens, logprobs, text in map(Maker(shape).columns, range(8))
         ]
@@ -120,6 +124,9 @@ class FedDaemon(Daemon):
             for source, groups in self._groups.items():
                 while len(store.ledger.source(source).ready) < groups:
                     self._store(store, source)
+                    self._entered += 1
+                    if self._entered % GROUPS_A_BATCH == 0:
+                        os.write(self._is_entered, b".")
                     await anyio.lowlevel.checkpoint()
             await change.wait()
 

@@ -10,11 +10,13 @@ beside it and taken off.
 from __future__ import annotations
 
 import os
+import select
 import statistics
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -69,22 +71,21 @@ def fed(folder: Path, tokens: int) -> Iterator[Callable[[], Taken]]:
     batches = BATCHES_A_TURN[tokens]
     config = write_config(folder, weights=WEIGHTS, sampling={"max_new_tokens": tokens})
     shape, held = Shape("", tokens, 0 if tokens == SIZES[0] else 4096), batches + 4
+    entered, enter = os.pipe()
     with (
-        daemon(config, FedDaemon, shape=shape, batches=held, counts=COUNTS) as pid,
+        daemon(config, FedDaemon, shape=shape, batches=held, counts=COUNTS, entered=enter) as pid,
         RolloutClient(folder / "sock", connect_timeout_s=60) as client,
+        open(entered, "rb", buffering=0) as full,
     ):
-
-        def is_full() -> bool:
-            sources = client.status()["sources"]
-            return all(sources[name]["groups"]["buffered"] >= held * count for name, count in COUNTS.items())
+        os.close(enter)
 
         def turn() -> Taken:
             with watched(pid) as watch:
                 take(client, batches, tokens)
-                until(is_full)
+                _await_bytes(full, batches)
             return watch.taken(batches * GROUPS_A_BATCH * SAMPLES)
 
-        until(is_full)
+        _await_bytes(full, held)
         yield turn
 
 
@@ -176,6 +177,13 @@ def peer(name: str, python: str, folder: Path, tokens: int) -> Iterator[Callable
             return watch.taken(groups * SAMPLES)
 
         yield turn
+
+
+def _await_bytes(pipe: FileIO, count: int) -> None:
+    while count:
+        if not select.select([pipe], [], [], DEADLINE_S)[0] or not (came := pipe.read(count)):
+            raise Unavailable("the daemon did not fill its buffers")
+        count -= len(came)
 
 
 def _await(path: str) -> None:
