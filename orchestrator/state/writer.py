@@ -6,6 +6,8 @@ Invariants:
   is repeated at the same offset and leaves no hole and no double.
 * Records become written in the order in which they were queued; ``written(seq)`` returns when everything up to
   ``seq`` has been given to the operating system, which then survives the end of this process.
+* Records that somebody waits for are written at once. Others are gathered for ``GATHER_S``: a write, however small,
+  costs a worker thread's waking up and the loop's, which is more than writing a finished group does.
 * What is written is synced by one ``fdatasync`` within ``SYNC_WINDOW_S``.
 * The loop never waits for the disk: every system call runs in a worker thread of aiofiles.
 * A failing disk is not the end: the writer keeps what is queued or not synced, says why in ``faults``, and tries again
@@ -45,6 +47,9 @@ SEGMENT_BYTES: Final = 64 << 20
 
 SYNC_WINDOW_S: Final = 0.05
 """Half of the 100 ms that the contract allows between a write and its sync."""
+
+GATHER_S: Final = 0.005
+"""Finished groups come some milliseconds apart where they come fast, so that a write has several of them."""
 
 RETRY_S: Final = 0.5
 """Between attempts to write to a disk that failed: space that comes back is used within a second."""
@@ -89,6 +94,7 @@ class LogWriter:
         self._written_seq = 0
         self._synced_seq = 0
         self._work = anyio.Event()
+        self._urgent = anyio.Event()
         self._progress = Broadcast()
         self._unsynced = anyio.Event()
         self._disk = anyio.Lock()
@@ -165,12 +171,14 @@ class LogWriter:
         """
         target = self._recorded_seq if sequence is None else sequence
         while self._written_seq < target:
+            self._urgent.set()
             await self._progress.next().wait()
 
     async def synced(self, sequence: int | None = None) -> None:
         """Return when everything up to ``sequence`` is on the disk."""
         target = self._queued_seq if sequence is None else sequence
         while self._synced_seq < target:
+            self._urgent.set()
             await self._progress.next().wait()
 
     # -- working -------------------------------------------------------------------------------------------------------
@@ -182,8 +190,11 @@ class LogWriter:
             task_status.started()
             while True:
                 await self._work.wait()
-                self._work = anyio.Event()
-                await self._write_all()
+                if not self._urgent.is_set():
+                    with anyio.move_on_after(GATHER_S):
+                        await self._urgent.wait()
+                self._work, self._urgent = anyio.Event(), anyio.Event()
+                await self._write(self._queued_seq)
 
     async def _sync_loop(self) -> None:
         while True:
@@ -192,9 +203,9 @@ class LogWriter:
             await anyio.sleep(SYNC_WINDOW_S)
             await self._sync_all()
 
-    async def _write_all(self) -> None:
-        """Write all that is queued, however often the disk fails."""
-        while self._queue:
+    async def _write(self, sequence: int) -> None:
+        """Write all that is queued up to ``sequence``, however often the disk fails."""
+        while self._written_seq < sequence:
             try:
                 async with self._disk:
                     await self._write_some()
@@ -247,7 +258,7 @@ class LogWriter:
 
     async def flush(self) -> None:
         """Write and sync everything; for the end, after :meth:`run` was cancelled. The caller sets a deadline."""
-        await self._write_all()
+        await self._write(self._queued_seq)
         await self._sync_all()
 
     async def aclose(self) -> None:
