@@ -60,6 +60,9 @@ Garbage that does form cycles is bounded by their product, two million objects."
 LINGER_S: Final = 10.0
 """A finished run ends when no client has been connected for this long: ranks may still want to read the end."""
 
+LOOK_AGAIN_S: Final = 0.05
+"""Whether the run is finished is not looked at for each of the records that come at once."""
+
 
 class Daemon:
     """One run, from the lock to the last snapshot; see the module's invariants.
@@ -251,6 +254,7 @@ class Daemon:
             is_done = isinstance(parts.mixer.outlook(), Finished) and not store.ledger.leases.batches
             if not is_done or connections:
                 await change.wait()
+                await anyio.sleep(LOOK_AGAIN_S)
                 continue
             with anyio.move_on_after(LINGER_S) as linger:
                 await change.wait()
