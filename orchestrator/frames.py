@@ -24,6 +24,7 @@ import json
 import struct
 from array import array
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -157,7 +158,10 @@ def encode_frame(header: dict[str, Any], payload_bytes: int = 0) -> bytes:
     Raises:
         FrameError: the header is above its limit, or holds something that JSON cannot say.
     """
-    text = _json_bytes("the header", header)
+    return _frame_head(_json_bytes("the header", header), payload_bytes)
+
+
+def _frame_head(text: bytes, payload_bytes: int) -> bytes:
     text += b" " * (-len(text) % 8)
     if len(text) > MAX_HEADER_BYTES:
         raise FrameError(f"header of {len(text)} bytes, at most {MAX_HEADER_BYTES} are allowed")
@@ -168,17 +172,17 @@ def encode_frame(header: dict[str, Any], payload_bytes: int = 0) -> bytes:
 
 
 class _Columns:
-    """Collects the columns of a payload, each beginning at a multiple of 8."""
+    """Collects the columns of a payload, each beginning at a multiple of 8; their parts are copied once, at the end."""
 
     def __init__(self) -> None:
         self.index: dict[str, tuple[str, int, int]] = {}
-        self.parts: list[bytes | array[int] | array[float]] = []
+        self.parts: list[bytes | array[Any]] = []
         self.size = 0
 
-    def add(self, name: str, dtype: str, data: bytes | array[int] | array[float]) -> None:
-        size = len(data) * (data.itemsize if isinstance(data, array) else 1)
+    def add(self, name: str, dtype: str, size: int, parts: Sequence[bytes | array[Any]]) -> None:
+        """A column of ``size`` bytes, which those of ``parts`` are, one after the other."""
         self.index[name] = (dtype, self.size, self.size + size)
-        self.parts.append(data)
+        self.parts += parts
         if padding := -size % 8:
             self.parts.append(bytes(padding))
         self.size += size + padding
@@ -186,35 +190,78 @@ class _Columns:
 
 def _offsets(lengths: Sequence[int]) -> array[int]:
     """Running sums with a leading zero: ``[n+1]`` int64."""
-    offsets = array("q", [0])
-    total = 0
-    for length in lengths:
-        total += length
-        offsets.append(total)
-    return offsets
+    return array("q", accumulate(lengths, initial=0))
 
 
-def _sample_header(sample: Sample) -> dict[str, Any]:
+def _checked_length(sample: Sample) -> int:
+    """Tokens of the sample."""
+    length = len(sample.tokens)
+    for name, values in (("logprobs", sample.logprobs), ("loss_mask", sample.loss_mask)):
+        if values is not None and len(values) != length:
+            raise FrameError(f"sample {sample.index}: {len(values)} {name} for {length} tokens")
+    return length
+
+
+def _group_columns(group: Group) -> _Columns:
+    columns, samples = _Columns(), group.samples
+    lengths = [_checked_length(sample) for sample in samples]
+    tokens = sum(lengths)
+    columns.add("prompt_tokens", "I32", 4 * len(group.prompt_tokens), [group.prompt_tokens])
+    columns.add("response_offsets", "I64", 8 * len(lengths) + 8, [_offsets(lengths)])
+    columns.add("response_tokens", "I32", 4 * tokens, [sample.tokens for sample in samples])
+    logprobs = [sample.logprobs for sample in samples if sample.logprobs is not None]
+    if len(logprobs) == len(samples):
+        columns.add("logprobs", "F32", 4 * tokens, logprobs)
+    masks = [sample.loss_mask or b"\x01" * length for sample, length in zip(samples, lengths, strict=True)]
+    columns.add("loss_mask", "U8", tokens, masks)
+    texts = [sample.text.encode("utf-8", "replace") for sample in samples]
+    text_offsets = _offsets([len(text) for text in texts])
+    columns.add("text_offsets", "I64", 8 * len(texts) + 8, [text_offsets])
+    columns.add("text", "U8", text_offsets[-1], texts)
+    return columns
+
+
+def _group_header(group: Group) -> dict[str, Any]:
+    prompt = group.prompt
     return {
-        "index": sample.index,
-        "status": sample.status.value,
-        "reward": sample.reward,
-        "versions": sample.versions,
-        "finish_reason": sample.finish_reason,
-        "metadata": sample.metadata,
+        "source": group.source,
+        "group_index": group.group_index,
+        "prompt_index": prompt.prompt_index,
+        "epoch": prompt.epoch,
+        "n": len(group.samples),
+        "prompt": prompt.content,
+        "label": prompt.label,
+        "metadata": prompt.metadata,
+        "sampling": group.sampling,
+        "logprobs": group.logprobs_kind,
+        "samples": [
+            {
+                "index": sample.index,
+                "status": sample.status,
+                "reward": sample.reward,
+                "versions": sample.versions,
+                "finish_reason": sample.finish_reason,
+                "metadata": sample.metadata,
+            }
+            for sample in group.samples
+        ],
     }
 
 
-def _check_lengths(sample: Sample) -> None:
-    for name, values in (("logprobs", sample.logprobs), ("loss_mask", sample.loss_mask)):
-        if values is not None and len(values) != len(sample.tokens):
-            raise FrameError(f"sample {sample.index}: {len(values)} {name} for {len(sample.tokens)} tokens")
-
-
-def _loss_mask(samples: Sequence[Sample]) -> bytes:
-    return b"".join(
-        b"\x01" * len(sample.tokens) if sample.loss_mask is None else sample.loss_mask for sample in samples
-    )
+def _header_text(header: dict[str, Any], columns: _Columns) -> bytes:
+    """The header as JSON; a ``prompt``, ``label`` or ``metadata`` that is too large becomes a column instead."""
+    try:
+        text = _dumps(header)
+    except (TypeError, ValueError, RecursionError):
+        text = None  # which of its parts that cannot be written is found out below
+    if text is not None and len(text) <= MAX_INLINE_JSON_BYTES:  # then so is each of its parts
+        return text
+    for name in ("prompt", "label", "metadata"):
+        value = _json_bytes(name, header[name])
+        if len(value) > MAX_INLINE_JSON_BYTES:
+            columns.add(name, "U8", len(value), [value])
+            del header[name]
+    return _json_bytes("the header", header)
 
 
 def encode_group(group: Group, **extra: Any) -> bytes:
@@ -232,47 +279,14 @@ def encode_group(group: Group, **extra: Any) -> bytes:
         FrameError: something in the group cannot be written as JSON, a log-probability or mask is not as long as its
             sample's tokens, or the header is too large.
     """
-    samples = group.samples
-    for sample in samples:
-        _check_lengths(sample)
-    columns = _Columns()
-    columns.add("prompt_tokens", "I32", group.prompt_tokens)
-    columns.add("response_offsets", "I64", _offsets([len(sample.tokens) for sample in samples]))
-    tokens = array("i")
-    for sample in samples:
-        tokens.extend(sample.tokens)
-    columns.add("response_tokens", "I32", tokens)
-    if all(sample.logprobs is not None for sample in samples):
-        logprobs = array("f")
-        for sample in samples:
-            logprobs.extend(sample.logprobs or ())
-        columns.add("logprobs", "F32", logprobs)
-    columns.add("loss_mask", "U8", _loss_mask(samples))
-    texts = [sample.text.encode("utf-8", "replace") for sample in samples]
-    columns.add("text_offsets", "I64", _offsets([len(text) for text in texts]))
-    columns.add("text", "U8", b"".join(texts))
-
-    prompt = group.prompt
-    header: dict[str, Any] = {
-        "source": group.source,
-        "group_index": group.group_index,
-        "prompt_index": prompt.prompt_index,
-        "epoch": prompt.epoch,
-        "n": len(samples),
-    }
-    large: dict[str, Any] = {"prompt": prompt.content, "label": prompt.label, "metadata": prompt.metadata}
-    for name, value in large.items():
-        text = _json_bytes(name, value)
-        if len(text) > MAX_INLINE_JSON_BYTES:
-            columns.add(name, "U8", text)
-        else:
-            header[name] = value
-    header["sampling"] = group.sampling
-    header["logprobs"] = group.logprobs_kind
-    header["samples"] = [_sample_header(sample) for sample in samples]
-    header.update(extra)
-    header["columns"] = columns.index
-    return b"".join((encode_frame(header, columns.size), *columns.parts))
+    columns = _group_columns(group)
+    header = _group_header(group) | extra | {"columns": columns.index}
+    text = _header_text(header, columns)
+    head = _frame_head(text, columns.size)
+    frame = b"".join((head, *columns.parts))
+    if len(frame) != len(head) + columns.size:
+        raise FrameError(f"columns of {columns.size} bytes came out as {len(frame) - len(head)}: not int32 or float32")
+    return frame
 
 
 class GroupFrame:

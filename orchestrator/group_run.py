@@ -264,7 +264,7 @@ class GroupRunner:
             self._note_failure(run, f"its group cannot be stored: {error}; let rewards and prompts carry less metadata")
             self._drop(run, "too_large")
             return GroupOutcome.FAILED
-        self._journal.store_group(frame)
+        self._journal.store_group(frame, group)
         return GroupOutcome.BUFFERED
 
     def _drop(self, run: GroupProgress, reason: str) -> None:

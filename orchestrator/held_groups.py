@@ -2,7 +2,8 @@
 
 Invariants:
 
-* The frame is the truth; whatever else is known of a finished group is read from its header, once.
+* The frame is the truth; whatever else is known of a finished group is what its header says: it is read from there
+  once, or taken from the group that the frame was just made of.
 * A frame that cannot be read back is a fact too (``damage``): the group stands in for itself until it is dropped.
 * Pure: no clock, no I/O.
 """
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 
 from .errors import CorruptState, FrameError
 from .frames import GroupFrame
-from .records import NO_VERSION
+from .records import NO_VERSION, Group
 
 __all__ = ["DropCount", "InFlight", "LocatedFrames", "Place", "PromptRef", "StoredGroup"]
 
@@ -131,6 +132,25 @@ class StoredGroup:
             oldest_version=min(versions, default=None),
             resumed=sum(1 for sample in samples if sample["metadata"].get("pieces", 1) > 1),
             tokens=sum(lengths) + len(samples) * ((end - begin) // 4),
+        )
+
+    @classmethod
+    def of(cls, group: Group, frame: bytes, place: Place) -> StoredGroup:
+        """What :meth:`from_frame` says of the frame that ``encode_group`` made of this group, without reading it."""
+        samples = group.samples
+        lengths = tuple([sum([count for _, count in sample.versions]) for sample in samples])
+        versions = [v for sample in samples for v, _ in sample.versions if v != NO_VERSION]
+        return cls(
+            source=group.source,
+            group_index=group.group_index,
+            prompt=PromptRef(group.prompt.prompt_index, group.prompt.epoch),
+            frame=frame,
+            place=place,
+            lengths=lengths,
+            rewards=tuple([sample.reward for sample in samples]),  # type: ignore[misc]  # a finished one is scored
+            oldest_version=min(versions, default=None),
+            resumed=sum([sample.metadata.get("pieces", 1) > 1 for sample in samples]),
+            tokens=sum(lengths) + len(samples) * len(group.prompt_tokens),
         )
 
 

@@ -44,6 +44,7 @@ from .frames import GroupFrame
 from .held_groups import InFlight, Place, PromptRef, StoredGroup
 from .leases import LeasedBatch, Leases, Share
 from .observations import SourceStats
+from .records import Group
 from .source_changes import changed_sources
 from .source_roster import SourceRoster
 from .unarchived import BatchKey, Unarchived
@@ -75,8 +76,8 @@ class Journal(Protocol):
         """Apply the event and queue it for writing."""
         ...
 
-    def store_group(self, frame: bytes) -> StoredGroup:
-        """A finished group enters its source's buffer."""
+    def store_group(self, frame: bytes, group: Group | None = None) -> StoredGroup:
+        """A finished group enters its source's buffer; whoever made the frame just now has the ``group`` as well."""
         ...
 
     def store_partial(self, frame: bytes) -> None:
@@ -200,7 +201,10 @@ class Ledger:
 
     def put_group(self, frame: bytes | memoryview, place: Place) -> StoredGroup:
         """A group in flight is finished: its frame enters the buffer."""
-        group = StoredGroup.from_frame(frame, place)
+        return self.put_stored(StoredGroup.from_frame(frame, place))
+
+    def put_stored(self, group: StoredGroup) -> StoredGroup:
+        """The same, of a frame whose facts are known."""
         state = self.source(group.source)
         state.put(group)
         if not state.has_prompts:

@@ -68,10 +68,10 @@ class MemoryJournal:
         self.ledger.apply(event)
         self.records.append(("event", encode_event(event)))
 
-    def store_group(self, frame: bytes) -> StoredGroup:
-        group = self.ledger.put_group(frame, self._place(frame))
+    def store_group(self, frame: bytes, group: Group | None = None) -> StoredGroup:
+        stored = self.ledger.put_group(frame, self._place(frame))
         self.records.append(("group", frame))
-        return group
+        return stored
 
     def store_partial(self, frame: bytes) -> None:
         self.ledger.put_partial(frame, self._place(frame))

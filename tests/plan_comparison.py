@@ -36,7 +36,7 @@ from orchestrator.leases import LeasedBatch
 from orchestrator.ledger import Ledger, SourceSize
 from orchestrator.mixer import Demand, Mixer
 from orchestrator.producer import Producer
-from orchestrator.records import Prompt, Sample
+from orchestrator.records import Group, Prompt, Sample
 from orchestrator.rewards import RewardResult, RewardStatistics
 from orchestrator.scoring import Scorer
 from orchestrator.staleness import STALE, staleness
@@ -165,10 +165,10 @@ class _Journal(MemoryJournal):
         if not isinstance(event, Launched | LeaseAcked):
             self._replan.notify()
 
-    def store_group(self, frame: bytes) -> StoredGroup:
-        group = super().store_group(frame)
+    def store_group(self, frame: bytes, group: Group | None = None) -> StoredGroup:
+        stored = super().store_group(frame, group)
         self._changed.notify()
-        return group
+        return stored
 
 
 @dataclass(frozen=True)

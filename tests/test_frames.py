@@ -27,6 +27,7 @@ from orchestrator.frames import (
     parse_header,
     parse_prefix,
 )
+from orchestrator.held_groups import Place, StoredGroup
 from orchestrator.records import NO_VERSION, Group, Prompt, Sample, SampleStatus
 
 from .builders import make_group
@@ -67,6 +68,7 @@ def samples(draw: st.DrawFn, *, with_logprobs: bool) -> Sample:
             draw(st.lists(st.integers(0, 1), min_size=len(sample.tokens), max_size=len(sample.tokens)))
         )
     sample.metadata = draw(st.dictionaries(utf8_text, json_values, max_size=2))
+    sample.metadata |= draw(st.sampled_from([{}, {"pieces": 1}, {"pieces": 3}]))
     sample.finish_reason = draw(st.sampled_from(["stop", "length", None]))
     return sample
 
@@ -149,6 +151,13 @@ def test_columns_are_aligned_and_fill_the_payload_in_order(group: Group) -> None
     assert position <= prefix.payload_bytes < position + 8
 
 
+@given(groups())
+def test_what_is_known_of_a_group_is_what_its_frame_says(group: Group) -> None:
+    """The daemon that made the frame and the one that reads it back after a restart decide by the same facts."""
+    frame, place = encode_group(group), Place(1, 16, 8)
+    assert StoredGroup.of(group, frame, place) == StoredGroup.from_frame(frame, place)
+
+
 @given(st.lists(groups(), max_size=3))
 def test_frames_follow_one_another_in_a_payload(several: list[Group]) -> None:
     payload = b"".join(map(encode_group, several))
@@ -168,6 +177,14 @@ def test_more_than_64_kib_of_json_moves_to_a_column(name: str, excess: int) -> N
     frame = GroupFrame(encode_group(group))
     assert (name in frame, name in frame.header) == (bool(excess), not excess)
     assert frame.json(name) == value
+
+
+def test_parts_that_are_large_only_together_stay_in_the_header() -> None:
+    group = make_group()
+    texts = {name: name[0] * (MAX_INLINE_JSON_BYTES - 9) for name in ("content", "label")}
+    group.prompt = Prompt(group.source, 0, 0, **texts)
+    frame = GroupFrame(encode_group(group))
+    assert (frame.header["prompt"], frame.header["label"]) == tuple(texts.values())
 
 
 def test_an_unknown_column_and_an_unpadded_frame_are_read() -> None:
@@ -239,6 +256,13 @@ def test_a_mask_or_logprobs_of_another_length_are_not_written(name: str) -> None
     group = make_group()
     setattr(group.samples[0], name, b"\1" if name == "loss_mask" else array("f", [0.0]))
     with pytest.raises(FrameError, match=name):
+        encode_group(group)
+
+
+def test_tokens_that_are_not_int32_are_not_written() -> None:
+    group = make_group()
+    group.samples[0].tokens = array("q", group.samples[0].tokens)
+    with pytest.raises(FrameError, match="int32"):
         encode_group(group)
 
 

@@ -29,6 +29,7 @@ from orchestrator.errors import StateError
 from orchestrator.events import Archived, CheckpointLoaded, Event, Launched, LeaseAcked, encode_event
 from orchestrator.held_groups import LocatedFrames, Place, StoredGroup
 from orchestrator.ledger import Ledger, SourceSize
+from orchestrator.records import Group
 from orchestrator.source_roster import SourceRoster
 
 from .checkpoints import check_name, save_checkpoint
@@ -167,14 +168,15 @@ class StateStore:
         if not isinstance(event, Launched | LeaseAcked | Archived):
             self._replan.notify()
 
-    def store_group(self, frame: bytes) -> StoredGroup:
-        """A finished group enters its source's buffer."""
+    def store_group(self, frame: bytes, group: Group | None = None) -> StoredGroup:
+        """A finished group enters its source's buffer; ``group``: see :class:`~orchestrator.ledger.Journal`."""
         place = self._append(RecordKind.GROUP, frame)
         revision = self.ledger.plan_revision
-        group = self.ledger.put_group(frame, place)
+        stored = StoredGroup.from_frame(frame, place) if group is None else StoredGroup.of(group, frame, place)
+        self.ledger.put_stored(stored)
         if self.ledger.plan_revision != revision:  # it was one of a source's last: others may have to stand in
             self._replan.notify()
-        return group
+        return stored
 
     def store_partial(self, frame: bytes) -> None:
         """A group in flight gained a partial frame."""

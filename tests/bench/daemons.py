@@ -97,9 +97,9 @@ class FedDaemon(Daemon):
     """A daemon whose buffers are filled with finished groups whenever there is room: ``batches`` batches of them.
 
     Each group is made of Python's lists, as an engine's answer gives them, and goes the way of any finished group from
-    there on. That is more than the plan asks for, so that the producers have nothing to do. ``counts`` are the groups
-    of each source in a batch. A byte is written to the pipe ``entered`` for as many groups as a batch has: nobody has
-    to ask for the status, which would be measured too.
+    there on. That is more than the plan asks for, so that the producers have nothing to do, but for what they launch
+    before it is there. ``counts`` are the groups of each source in a batch. A byte is written to the pipe ``entered``
+    for as many groups as a batch has: nobody has to ask for the status, which would be measured too.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class FedDaemon(Daemon):
     ) -> None:
         super().__init__(config, *args)
         self._groups = {source: batches * count for source, count in counts.items()}
-        self._entered, self._is_entered = 0, entered
+        self._entered, self._told = entered, 0
         self._samples = [
             (tokens.tolist(), logprobs.tolist(), text) for tokens, logprobs, text in map(Maker(shape).columns, range(8))
         ]
@@ -124,11 +124,15 @@ class FedDaemon(Daemon):
             for source, groups in self._groups.items():
                 while len(store.ledger.source(source).ready) < groups:
                     self._store(store, source)
-                    self._entered += 1
-                    if self._entered % GROUPS_A_BATCH == 0:
-                        os.write(self._is_entered, b".")
                     await anyio.lowlevel.checkpoint()
+            self._tell(store)
             await change.wait()
+
+    def _tell(self, store: StateStore) -> None:
+        states = store.ledger.sources.values()
+        batches = sum(state.handed_out + len(state.ready) for state in states) // GROUPS_A_BATCH
+        os.write(self._entered, b"." * (batches - self._told))
+        self._told = batches
 
     def _store(self, store: StateStore, source: str) -> None:
         event = store.ledger.next_launch(source, SAMPLES, lambda _, position: position)
@@ -140,7 +144,8 @@ class FedDaemon(Daemon):
             sample.extend(tokens, logprobs, 0)
             samples.append(sample)
         prompt = Prompt(source, event.prompt_index, event.epoch, "prompt", label="y")
-        store.store_group(encode_group(Group(source, event.group_index, prompt, array("i", range(256)), samples)))
+        group = Group(source, event.group_index, prompt, array("i", range(256)), samples)
+        store.store_group(encode_group(group), group)
 
 
 def needed(config: Config, batches: int) -> dict[str, int]:
