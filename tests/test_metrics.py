@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
 
-from orchestrator.status.metrics import METRICS
+from orchestrator.status.metrics import METRICS, render_metrics
 from orchestrator.status.observing import render_page
 from orchestrator.status.step_names import RUN_NAMES, SOURCE_NAMES
 
@@ -104,6 +110,36 @@ def test_prometheus_takes_a_run_with_all_that_a_run_can_have(tmp_path: Path) -> 
     plain = {re.sub(r"^rollout/(easy|hard)/|(?<=dropped/)\w+$", "", name) for name in names}
     plain = {name + "{reason}" if name == "dropped/" else name for name in plain}
     assert plain == SOURCE_NAMES.keys() | RUN_NAMES.keys()
+
+
+class LibraryLines(Collector):
+    """The catalogue as the library's own objects."""
+
+    def __init__(self, status: dict[str, Any]) -> None:
+        self._status = status
+
+    def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
+        for metric in EXPOSED.values():
+            make = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
+            family = make(metric.name, metric.meaning, labels=metric.labels)
+            for labels, value in metric.read(self._status):
+                family.add_metric(labels, value)
+            yield family
+
+
+def test_lines_are_those_that_the_library_writes(tmp_path: Path) -> None:
+    """Also of names that have to be escaped, and of numbers that are large or none."""
+    with daemon(write_config(tmp_path)) as process, process.connect() as client:
+        client.ack(client.get_batch(timeout_s=30).lease)
+        status = client.status(history=1)
+    easy = status["sources"].pop("easy")
+    status["sources"]['e"a\\s\ny €'] = easy | {"carry": -1e-7, "debt": 12_345_678.5, "buffered_bytes": 10**12}
+    status["sources"]["hard"] |= {"carry": math.nan, "debt": math.inf}
+    registry = CollectorRegistry()
+    registry.register(LibraryLines(status))
+    expected = generate_latest(registry)
+    assert len(expected.splitlines()) > 2 * len(EXPOSED)
+    assert render_metrics(status).startswith(expected + b"# HELP process_")
 
 
 def test_rules_hold_for_series_that_were_thought_of() -> None:

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
+
+from msgspec import to_builtins
 
 from orchestrator.buffer import SourceState
 from orchestrator.engines import EngineStatistics
@@ -76,7 +78,7 @@ def build_status(facts: RunFacts) -> dict[str, Any]:
         "retired": {name: _account(state, leased[name]) for name, state in ledger.retired.items()},
         "plan": [{"step": b.step, "weights": dict(b.shares), "counts": dict(b.counts)} for b in plan],
         "leases": _leases(facts),
-        "engines": [asdict(engine) for engine in facts.engines],
+        "engines": [to_builtins(engine) for engine in facts.engines],
         "generation": dict(facts.generation),
         "starvation": dict(facts.starvation),
         "connections": list(facts.connections),
@@ -94,7 +96,7 @@ def _source(facts: RunFacts, state: SourceState, leased: int) -> dict[str, Any]:
     demand = facts.mixer.demand(state.name)
     return {
         "weight": weight_in_force(facts.mixer, facts.ledger, state),
-        "stats": asdict(facts.ledger.statistics(state.name)),
+        "stats": to_builtins(facts.ledger.statistics(state.name)),
         "paused": state.paused,
         "exhausted": state.is_exhausted,
         "carry": state.carry,
@@ -111,8 +113,8 @@ def _source(facts: RunFacts, state: SourceState, leased: int) -> dict[str, Any]:
         "next_count": demand.next_count,
         "bound": demand.bound,
         "bound_by": demand.bound_by,
-        "producer": asdict(facts.producers[state.name]),
-        "reward": asdict(facts.rewards[state.name]),
+        "producer": to_builtins(facts.producers[state.name]),
+        "reward": to_builtins(facts.rewards[state.name]),
     }
 
 
