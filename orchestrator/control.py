@@ -18,7 +18,8 @@ from structlog.typing import FilteringBoundLogger
 from .broadcast import Broadcast
 from .errors import ShuttingDown
 from .events import WeightSet
-from .ledger import Journal, Ledger
+from .journal import Journal
+from .ledger import Ledger
 from .production import PARK_DEADLINE_S, Production
 from .weights import WeightTable, parse_weight
 

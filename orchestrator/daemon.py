@@ -28,7 +28,7 @@ from .errors import ForeignState, OrchestratorError
 from .events import Archived, SourceFacts, SourcesChanged
 from .ledger import SourceSize
 from .logs import LogHandle
-from .mixer import Finished
+from .outlook import Finished
 from .prompts import PromptSource, open_prompts
 from .reload import Reloader
 from .sinks import read_steps

@@ -11,7 +11,8 @@ from .config import Config, EngineSpec, adapter_options, engine_as_json, engine_
 from .engine_control import EngineControl
 from .engines import Engine, EnginePool, KnownWeights, build_engine
 from .events import WeightsHeld
-from .ledger import Journal, Ledger
+from .journal import Journal
+from .ledger import Ledger
 
 __all__ = ["assemble_engines"]
 

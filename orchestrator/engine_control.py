@@ -24,7 +24,8 @@ from .config import Config, EngineSpec, engine_as_json, engine_specs, parse_engi
 from .engines import Engine, EnginePool, UpdateMode, WeightUpdate
 from .errors import BadRequest, BatchTimeout, EngineError, UpdateFailed, VersionWentBack
 from .events import EngineAdded, EngineDrained, EngineRemoved, VersionSet
-from .ledger import Journal, Ledger
+from .journal import Journal
+from .ledger import Ledger
 
 __all__ = ["EngineControl"]
 

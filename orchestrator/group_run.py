@@ -26,7 +26,7 @@ from .filters import FilterError, Verdict
 from .frames import encode_group
 from .group_progress import GroupProgress, GroupStanding
 from .held_groups import InFlight
-from .ledger import Journal
+from .journal import Journal
 from .prompts import PromptSource, PromptUnavailable
 from .records import Group, Message, Prompt, Sample
 from .scoring import Scorer

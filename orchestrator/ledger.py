@@ -9,14 +9,14 @@ Invariants:
   dropped.
 * ``step`` is the number of batches formed (G2); the policy version never goes back.
 * Pure: no clock, no I/O, no randomness. Where the records are kept is the concern of ``state/``, which implements
-  :class:`Journal`.
+  :class:`~orchestrator.journal.Journal`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple
 
 from .buffer import SourceState
 from .errors import CorruptState, SourceUnknown, VersionWentBack
@@ -44,12 +44,11 @@ from .frames import GroupFrame
 from .held_groups import InFlight, Place, PromptRef, StoredGroup
 from .leases import LeasedBatch, Leases, Share
 from .observations import SourceStats
-from .records import Group
 from .source_changes import changed_sources
 from .source_roster import SourceRoster
 from .unarchived import BatchKey, Unarchived
 
-__all__ = ["DAMAGED", "Journal", "Ledger", "SourceSize"]
+__all__ = ["DAMAGED", "Ledger", "SourceSize"]
 
 DISCARDED = "discarded"
 """The reason under which shares count that a trainer gave back for good."""
@@ -67,31 +66,6 @@ class SourceSize(NamedTuple):
     rows: int
     epochs: int | None = None
     renamed_from: str | None = None
-
-
-class Journal(Protocol):
-    """Where changes of the ledger are recorded: applied at once, written in the same order."""
-
-    def record(self, event: Event) -> None:
-        """Apply the event and queue it for writing."""
-        ...
-
-    def store_group(self, frame: bytes, group: Group | None = None) -> StoredGroup:
-        """A finished group enters its source's buffer; whoever made the frame just now has the ``group`` as well."""
-        ...
-
-    def store_partial(self, frame: bytes) -> None:
-        """A group in flight gained a partial frame."""
-        ...
-
-    @property
-    def mark(self) -> int:
-        """Rises with every record."""
-        ...
-
-    async def written(self, mark: int | None = None) -> None:
-        """Return when everything recorded so far, or up to ``mark``, is written: it then survives this process."""
-        ...
 
 
 class Ledger:

@@ -16,67 +16,21 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from .borrowing import Loan, stand_in
 from .buffer import SourceState
 from .events import BatchFormed, Dropped
 from .held_groups import StoredGroup
+from .journal import Journal
 from .leases import LeasedBatch, check_split, split_batch
-from .ledger import Journal, Ledger
+from .ledger import Ledger
+from .outlook import Demand, Finished, Lack, Shortage
 from .plan import PlannedBatch, forecast, production_horizon
 from .staleness import STALE, is_stale
 from .weights import WeightTable
 
-__all__ = ["Demand", "Finished", "Lack", "Mixer", "Shortage"]
-
-
-@dataclass(frozen=True, slots=True)
-class Demand:
-    """What one source has to produce.
-
-    ``wanted`` groups for all planned batches, ``next_count`` of them for the next one; ``bound`` is how many may be in
-    flight and buffered, by the key of the config that ``bound_by`` names.
-    """
-
-    wanted: int
-    next_count: int
-    bound: int
-    bound_by: str
-
-
-@dataclass(frozen=True, slots=True)
-class Lack:
-    """Why one source cannot give its part: ``needed`` groups, of which ``takeable`` are there.
-
-    ``blocked_by`` is the group in flight that finished ones must not overtake again, if that is what they wait for.
-    """
-
-    source: str
-    needed: int
-    takeable: int
-    in_flight: int
-    blocked_by: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Shortage:
-    """No batch can be formed now. Empty ``lacks``: no source that has prompts has a weight above 0.
-
-    ``standing_in`` says what becomes of others that may stand in; empty where they may not.
-    """
-
-    step: int
-    lacks: tuple[Lack, ...]
-    standing_in: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """No batch will be formed any more; ``leftover`` groups were too few for one."""
-
-    step: int
-    leftover: int
+__all__ = ["Mixer"]
 
 
 class Mixer:

@@ -23,8 +23,9 @@ from .buffer import SourceState
 from .group_progress import GroupStanding
 from .group_run import GroupOutcome, GroupRunner
 from .held_groups import InFlight
-from .ledger import Journal, Ledger
-from .mixer import Demand
+from .journal import Journal
+from .ledger import Ledger
+from .outlook import Demand
 from .plan import launches
 from .prompts import PromptSource
 from .statistics import Acceptance

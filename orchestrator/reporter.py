@@ -25,7 +25,8 @@ from .engines import EnginePool
 from .filters import RewardCaps
 from .leases import LeasedBatch
 from .logs import LogHandle
-from .mixer import Mixer, Shortage
+from .mixer import Mixer
+from .outlook import Shortage
 from .sinks import SinkFeed, StepFigures
 from .source_lines import SourceLine
 from .starvation import Starvation

@@ -21,7 +21,8 @@ from structlog.typing import FilteringBoundLogger
 
 from .broadcast import Broadcast
 from .ledger import Ledger
-from .mixer import Mixer, Shortage
+from .mixer import Mixer
+from .outlook import Shortage
 from .waits import Wait, Waiting, Waits
 
 __all__ = ["Starvation", "StarvationStatistics"]

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import anyio
 
-from .mixer import Shortage
+from .outlook import Shortage
 
 __all__ = ["Wait", "Waiting", "Waits"]
 

@@ -20,7 +20,8 @@ from orchestrator.events import Dropped, Launched
 from orchestrator.held_groups import InFlight
 from orchestrator.leases import LeasedBatch
 from orchestrator.ledger import Ledger, SourceSize
-from orchestrator.mixer import Mixer, Shortage
+from orchestrator.mixer import Mixer
+from orchestrator.outlook import Shortage
 from orchestrator.plan import launches
 from orchestrator.statistics import Acceptance
 from orchestrator.weights import WeightTable, parse_weight

@@ -34,7 +34,8 @@ from orchestrator.group_run import GroupRunner, GroupSettings
 from orchestrator.held_groups import StoredGroup
 from orchestrator.leases import LeasedBatch
 from orchestrator.ledger import Ledger, SourceSize
-from orchestrator.mixer import Demand, Mixer
+from orchestrator.mixer import Mixer
+from orchestrator.outlook import Demand
 from orchestrator.producer import Producer
 from orchestrator.records import Group, Prompt, Sample
 from orchestrator.rewards import RewardResult, RewardStatistics

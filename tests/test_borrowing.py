@@ -16,7 +16,7 @@ from orchestrator.errors import BatchTimeout
 from orchestrator.events import SourcePaused, SourceResumed, decode_event, encode_event
 from orchestrator.leases import LeasedBatch
 from orchestrator.ledger import Ledger, SourceSize
-from orchestrator.mixer import Shortage
+from orchestrator.outlook import Shortage
 from orchestrator.weights import parse_weight
 
 from .daemon_process import daemon, write_config

@@ -9,7 +9,8 @@ from orchestrator.consumer.desk import Handout, Holder, LeaseDesk
 from orchestrator.errors import BadWorldSize, LeaseUnknown, RankInUse
 from orchestrator.events import SourcePaused, VersionSet
 from orchestrator.ledger import Ledger, SourceSize
-from orchestrator.mixer import Finished, Mixer, Shortage
+from orchestrator.mixer import Mixer
+from orchestrator.outlook import Finished, Shortage
 from orchestrator.waits import Waiting
 from orchestrator.weights import WeightTable, parse_weight
 

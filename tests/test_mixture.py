@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.events import SourcePaused
-from orchestrator.mixer import Finished, Shortage
+from orchestrator.outlook import Finished, Shortage
 from orchestrator.weights import parse_weight
 
 from .daemon_process import daemon, write_config, write_prompts

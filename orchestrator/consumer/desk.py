@@ -20,9 +20,11 @@ from typing import Final
 from orchestrator.broadcast import Broadcast
 from orchestrator.errors import BadWorldSize, RankInUse
 from orchestrator.events import LeaseAcked, LeaseDiscarded, Resplit
+from orchestrator.journal import Journal
 from orchestrator.leases import LeasedBatch, Share, split_batch
-from orchestrator.ledger import Journal, Ledger
-from orchestrator.mixer import Finished, Mixer, Shortage
+from orchestrator.ledger import Ledger
+from orchestrator.mixer import Mixer
+from orchestrator.outlook import Finished, Shortage
 from orchestrator.waits import Waiting
 
 __all__ = ["Handout", "Holder", "LeaseDesk", "Waiting"]

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from orchestrator.engines import UpdateMode, WeightUpdate
 from orchestrator.errors import BadRequest
-from orchestrator.ledger import Journal
+from orchestrator.journal import Journal
 
 from . import methods as m
 from .connection import Answer, Connection

@@ -21,8 +21,9 @@ from orchestrator.errors import BadRequest, BatchTimeout, RankInUse, RunFinished
 from orchestrator.events import SourcePaused, SourceResumed
 from orchestrator.frames import DEFAULT_MAX_PAYLOAD_BYTES
 from orchestrator.held_groups import LocatedFrames, StoredGroup
-from orchestrator.ledger import Journal, Ledger
-from orchestrator.mixer import Finished, Shortage
+from orchestrator.journal import Journal
+from orchestrator.ledger import Ledger
+from orchestrator.outlook import Finished, Shortage
 from orchestrator.waits import Waiting, Waits
 
 from . import methods as m

@@ -13,7 +13,7 @@ from typing import Any, Final
 import anyio
 
 from orchestrator.errors import NotWritten
-from orchestrator.ledger import Journal
+from orchestrator.journal import Journal
 
 __all__ = ["WRITE_DEADLINE_S", "kept"]
 

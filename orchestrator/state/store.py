@@ -73,7 +73,7 @@ def _encode(data: dict[str, Any]) -> tuple[bytes, Kept]:
 
 
 class StateStore:
-    """A :class:`~orchestrator.ledger.Journal`: :meth:`open` it, :meth:`run` it in a task, :meth:`aclose` it."""
+    """A :class:`~orchestrator.journal.Journal`: :meth:`open` it, :meth:`run` it in a task, :meth:`aclose` it."""
 
     def __init__(
         self,
@@ -169,7 +169,7 @@ class StateStore:
             self._replan.notify()
 
     def store_group(self, frame: bytes, group: Group | None = None) -> StoredGroup:
-        """A finished group enters its source's buffer; ``group``: see :class:`~orchestrator.ledger.Journal`."""
+        """A finished group enters its source's buffer; ``group``: see :class:`~orchestrator.journal.Journal`."""
         place = self._append(RecordKind.GROUP, frame)
         revision = self.ledger.plan_revision
         stored = StoredGroup.from_frame(frame, place) if group is None else StoredGroup.of(group, frame, place)

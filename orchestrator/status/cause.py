@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from orchestrator.engines import EngineStatistics
 from orchestrator.ledger import Ledger
-from orchestrator.mixer import Demand, Shortage
+from orchestrator.outlook import Demand, Shortage
 from orchestrator.producer import ProducerStatistics
 from orchestrator.rewards import RewardStatistics
 

@@ -19,7 +19,8 @@ from orchestrator.buffer import SourceState
 from orchestrator.engines import EngineStatistics
 from orchestrator.held_groups import DropCount
 from orchestrator.ledger import Ledger
-from orchestrator.mixer import Finished, Mixer
+from orchestrator.mixer import Mixer
+from orchestrator.outlook import Finished
 from orchestrator.producer import ProducerStatistics
 from orchestrator.rewards import RewardStatistics
 

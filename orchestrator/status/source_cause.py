@@ -15,7 +15,7 @@ from typing import Final
 from orchestrator.buffer import SourceState
 from orchestrator.engines import EngineStatistics
 from orchestrator.group_progress import GroupStanding
-from orchestrator.mixer import Demand, Lack
+from orchestrator.outlook import Demand, Lack
 from orchestrator.producer import ProducerStatistics
 from orchestrator.rewards import RewardStatistics
 from orchestrator.staleness import STALE
