@@ -14,8 +14,9 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import chain
 from typing import Any, Final, NamedTuple
 
 from .buffer import SourceState
@@ -306,18 +307,16 @@ class Ledger:
 
     # -- snapshots -----------------------------------------------------------------------------------------------------
 
-    def frames(self) -> Iterator[tuple[Place, bytes | memoryview]]:
-        """The frames that this state still needs, with their places in the log."""
-        for state in self.sources.values():
-            for group in state.ready.values():
-                yield group.place, group.frame
-            for flight in state.in_flight.values():
-                yield from flight.partials
-        for _, share in self.leases.open_shares():
-            for group in share.groups:
-                yield group.place, group.frame
-        for group in self.unarchived.groups():
-            yield group.place, group.frame
+    def held(self) -> tuple[list[StoredGroup], list[tuple[Place, bytes | memoryview]]]:
+        """The groups that this state still needs, and the partial frames with their places.
+
+        Lists of their own, which a worker thread may go through: for ten thousand groups that takes milliseconds.
+        """
+        ready = chain.from_iterable(state.ready.values() for state in self.sources.values())
+        leased = chain.from_iterable(share.groups for _, share in self.leases.open_shares())
+        flights = chain.from_iterable(state.in_flight.values() for state in self.sources.values())
+        partials = [partial for flight in flights for partial in flight.partials]
+        return [*ready, *leased, *self.unarchived.groups()], partials
 
     def snapshot(self) -> dict[str, Any]:
         """JSON-compatible index of the whole state."""

@@ -88,7 +88,7 @@ def test_frames_are_read_from_files_and_no_descriptor_stays(tmp_path: Path) -> N
             batch.groups[0].response_tokens[:] = 7  # memory of the client's own: the file is as it was
             assert b"".join(cut_in_two(stub.payloads[step])) == stub.payloads[step]
             client.ack(batch.lease)
-        until(lambda: descriptors_of() == before, "all are closed")  # the stub closes its own a moment later
+        until(lambda: descriptors_of() <= before, "all are closed")  # the stub closes its own a moment later
         assert (stub.acked, stub.given_back) == ([0, 1, 2], [])
 
 
@@ -142,7 +142,7 @@ def test_what_cannot_be_read_comes_through_the_socket(tmp_path: Path, fault: str
         asked = [params.get("by_file", False) for method, params in stub.seen if method == "get_batch"]
         assert asked == [True, False, False], "once is enough to know"
         assert (stub.given_back, stub.acked) == ([0], [0, 1])
-        until(lambda: descriptors_of() == before, "all are closed")  # the stub closes its own a moment later
+        until(lambda: descriptors_of() <= before, "all are closed")  # the stub closes its own a moment later
 
 
 def test_no_memory_is_taken_for_more_than_is_allowed() -> None:
@@ -160,7 +160,7 @@ def test_a_batch_by_file_that_was_given_up_is_given_back_with_its_descriptors(tm
         client.cancel(request)
         assert content(client.get_batch(5)) == cut_in_two(stub.payloads[0])
         assert stub.given_back == [0]
-        until(lambda: descriptors_of() == before, "all are closed")  # the stub closes its own a moment later
+        until(lambda: descriptors_of() <= before, "all are closed")  # the stub closes its own a moment later
 
 
 def test_a_closed_connection_closes_what_was_not_read(tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ async def test_the_asynchronous_client_gives_back_what_it_was_reading_when_cance
             assert scope.cancelled_caught
             assert content(await client.get_batch(5)) == cut_in_two(stub.payloads[0])
             assert stub.given_back == [0]
-            until(lambda: descriptors_of() == before, "all are closed")  # the stub closes its own a moment later
+            until(lambda: descriptors_of() <= before, "all are closed")  # the stub closes its own a moment later
 
 
 # -- the daemon --------------------------------------------------------------------------------------------------------

@@ -190,7 +190,9 @@ class LedgerMachine(RuleBasedStateMachine):
         leased = {g.group_index for _, share in self.ledger.leases.open_shares() for g in share.groups}
         assert leased == set(self._at("leased"))
         assert {b.key.step: set(b.groups) for b in self.ledger.unarchived.batches.values()} == self.trained
-        needed = {GroupFrame(frame).header["group_index"] for _, frame in self.ledger.frames()}
+        groups, partials = self.ledger.held()
+        needed = {group.group_index for group in groups}
+        needed |= {GroupFrame(frame).header["group_index"] for _, frame in partials}
         assert needed >= {index for groups in self.trained.values() for index in groups}, "its frames are kept"
         for state in self._states():
             assert set(state.in_flight) == {i for i in self._at("in_flight") if self.events[i].source == state.name}

@@ -356,13 +356,16 @@ FIXTURE = Path(__file__).parent / "fixtures" / "state-v1"
 
 
 def summary(ledger: Ledger) -> dict[str, object]:
+    groups, partials = ledger.held()
     return {
         "step": ledger.step,
         "next_group": ledger.next_group,
         "next_sample": ledger.next_sample,
         "policy_version": ledger.policy_version,
         "nonce": ledger.leases.nonce,
-        "frames": sorted(digest(frame) for _, frame in ledger.frames()),
+        "frames": sorted(
+            digest(frame) for frame in [*(group.frame for group in groups), *(frame for _, frame in partials)]
+        ),
         "sources": {
             name: {
                 "position": s.position,

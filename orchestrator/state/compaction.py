@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
-from orchestrator.held_groups import Place
+from orchestrator.held_groups import Place, StoredGroup
 
 from .segments import RecordKind, encode_moved, encode_prefix
 
@@ -39,14 +39,18 @@ class Moved(NamedTuple):
     body: bytes
 
 
-def sparse_frames(frames: Sequence[Frame], before: int, segment_bytes: int) -> list[Frame]:
+def sparse_frames(
+    groups: Sequence[StoredGroup], partials: Sequence[Frame], before: int, segment_bytes: int
+) -> list[Frame]:
     """The frames of the segments below ``before`` that hold little else.
 
     Args:
-        frames: all that are live.
+        groups: all that are live.
+        partials: partial frames that are live.
         before: number of the segment that is being written.
         segment_bytes: of a full segment.
     """
+    frames = [*((group.place, group.frame) for group in groups), *partials]
     live: Counter[int] = Counter()
     for place, _ in frames:
         live[place.segment] += place.length

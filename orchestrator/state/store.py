@@ -338,9 +338,9 @@ class StateStore:
 
     async def compact(self) -> None:
         """Copy the live frames of sparse segments to the end; the next snapshots let the segments go."""
-        frames = list(self.ledger.frames())
+        groups, partials = self.ledger.held()
         sparse = await anyio.to_thread.run_sync(
-            sparse_frames, frames, self._writer.end.segment, self._writer.segment_bytes
+            sparse_frames, groups, partials, self._writer.end.segment, self._writer.segment_bytes
         )
         for some in slices(sparse):
             for old, prefix, body in await anyio.to_thread.run_sync(copies, some):
