@@ -139,17 +139,17 @@ class Ledger:
 
     def statistics(self, source: str) -> SourceStats:
         """What an adaptive weight of this source sees."""
-        seen = [state.observed.seen for state in self.sources.values()]
-        return replace(
-            self.source(source).observed.seen,
-            all_groups=sum(stats.groups for stats in seen),
-            all_recent=sum(stats.recent for stats in seen),
-        )
+        all_groups, all_recent = 0, 0.0
+        for state in self.sources.values():
+            seen = state.observed.seen
+            all_groups += seen.groups
+            all_recent += seen.recent
+        return replace(self.source(source).observed.seen, all_groups=all_groups, all_recent=all_recent)
 
     @property
     def outstanding(self) -> int:
         """Groups in flight and buffered, over all sources."""
-        return sum(len(state.in_flight) + len(state.ready) for state in self.sources.values())
+        return sum([len(state.in_flight) + len(state.ready) for state in self.sources.values()])
 
     # -- the fold ------------------------------------------------------------------------------------------------------
 

@@ -145,7 +145,7 @@ class Mixer:
         loan = self._loan(plan[0]) if plan else None
         lent = max(0, loan.counts[source] - next_count) if isinstance(loan, Loan) else 0
         return Demand(
-            wanted=sum(batch.counts[source] for batch in plan) + lent,
+            wanted=sum([batch.counts[source] for batch in plan]) + lent,
             next_count=next_count + lent,
             bound=max(0, bound),
             bound_by=bound_by,
