@@ -87,19 +87,20 @@ class Sample:
         Raises:
             ValueError: if ``logprobs`` is of another length than ``tokens``.
         """
-        if not tokens:
+        count = len(tokens)
+        if not count:
             return
         if logprobs is None:
             self.logprobs = None
         elif self.logprobs is not None:
-            if len(logprobs) != len(tokens):
-                raise ValueError(f"{len(tokens)} tokens came with {len(logprobs)} log-probabilities")
+            if len(logprobs) != count:
+                raise ValueError(f"{count} tokens came with {len(logprobs)} log-probabilities")
             _append(self.logprobs, logprobs)
         _append(self.tokens, tokens)
         if self.versions and self.versions[-1][0] == version:
-            self.versions[-1][1] += len(tokens)
+            self.versions[-1][1] += count
         else:
-            self.versions.append([version, len(tokens)])
+            self.versions.append([version, count])
 
     def clear(self) -> None:
         """Forget what was generated, to begin again from the prompt."""

@@ -105,7 +105,7 @@ class Flights:
         flight.is_heard = True
         self._silent.pop(flight, None)
         if of_tokens:
-            flight.member.first_token.add(anyio.current_time() - flight.began)
+            flight.member.first_token.add(flight.clock() - flight.began)
             flight.member.health.first_token_in_time()
 
     def end(self, flight: Flight) -> None:

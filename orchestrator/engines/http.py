@@ -7,7 +7,8 @@ Invariants:
 * No retries. Errors are those of ``http_errors``; a request without a stream that outlives its deadline is
   ``EngineStalled``.
 * Every line, every answer and every error text is bounded, whatever the server sends.
-* Leaving a stream closes its connection: each request has its own.
+* Leaving a stream before its end closes its connection. Each request has its own, and streams use one after the other
+  where the server bears that.
 """
 
 from __future__ import annotations
@@ -61,6 +62,8 @@ class EngineHttp:
         max_streams: at a time.
         connect_timeout_s: to connect.
         api_key_env: environment variable with the key of the server, which is never shown; ``None``: it needs none.
+        keeps_connections: streams use the connections of earlier ones; not for a server that holds a thread a
+            connection.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class EngineHttp:
         max_streams: int,
         connect_timeout_s: float,
         api_key_env: str | None = None,
+        keeps_connections: bool = False,
     ) -> None:
         self.name = name
         self._url = url.rstrip("/")
@@ -81,7 +85,7 @@ class EngineHttp:
         key = os.environ.get(api_key_env) if api_key_env is not None else None
         self._missing_key = api_key_env if not key else None
         self._headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-        self._origin = Origin(self._url, self._headers, connect_timeout_s=connect_timeout_s)
+        self._origin = Origin(self._url, self._headers, connect_timeout_s=connect_timeout_s, keeps=keeps_connections)
         self._decoders: dict[type, msgspec.json.Decoder[Any]] = {}
         self._session: aiohttp.ClientSession | None = None
         self._is_closed = False
@@ -104,6 +108,7 @@ class EngineHttp:
         self._is_closed = True
         for stream in list(self._streams):
             stream.fail(self._closed())
+        self._origin.close()
         for scope in self._under_way:  # a session that closes leaves its readers waiting
             scope.cancel()
         session, self._session = self._session, None
@@ -229,21 +234,25 @@ class EngineHttp:
             on_event,
             error_s=self._connect_timeout_s,
             left=self._streams.discard,
+            connect=self._connect,
+            keep=self._origin.kept.put if self._origin.kept is not None else None,
         )
         self._streams.add(stream)
-        with anyio.CancelScope() as scope:
-            self._under_way.add(scope)
-            try:
-                await self._origin.connect(stream)
-            except OriginUnreachable as error:
-                stream.close()
-                raise self._failures.unavailable(f"{path}: {error}") from error
-            except BaseException:
-                stream.close()
-                raise
-            finally:
-                self._under_way.discard(scope)
+        kept = self._origin.kept.take() if self._origin.kept is not None else None
+        if kept is not None:
+            stream.adopt(kept)
+        else:
+            await self._connect(stream)
         return stream
+
+    async def _connect(self, stream: EventStream[Any]) -> None:
+        try:
+            await self._origin.connect(stream)
+        except OriginUnreachable as error:
+            stream.fail(self._failures.unavailable(f"{stream.path}: {error}"))
+        except BaseException:
+            stream.close()
+            raise
 
     def _decoder(self, into: type[T]) -> msgspec.json.Decoder[T]:
         decoder = self._decoders.get(into)

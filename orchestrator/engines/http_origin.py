@@ -4,6 +4,7 @@ Invariants:
 
 * All addresses of a host name are tried in turn, each within the connect timeout; which they are is remembered for
   ``RESOLVED_S``, so that a name server is not asked once a request.
+* A connection that was kept is used before a new one is made (``http_kept``), where they are kept at all.
 * A certificate has to be valid for the host of the URL.
 """
 
@@ -21,6 +22,7 @@ from urllib.parse import urlsplit
 import anyio
 
 from .http_errors import said
+from .http_kept import KeptConnections
 
 __all__ = ["Origin", "OriginUnreachable"]
 
@@ -39,15 +41,18 @@ class Origin:
         url: ``http://host:port``, which may go on with a path that all others are below.
         headers: of each request.
         connect_timeout_s: for one address.
+        keeps: whether the server asks for connections to be used again.
     """
 
-    def __init__(self, url: str, headers: Mapping[str, str], *, connect_timeout_s: float) -> None:
+    def __init__(self, url: str, headers: Mapping[str, str], *, connect_timeout_s: float, keeps: bool) -> None:
         parts = urlsplit(url)
         self._is_secure = parts.scheme == "https"
         self._host = parts.hostname or ""
         self._port = parts.port or (443 if self._is_secure else 80)
         self._base = parts.path.rstrip("/")
         self._connect_timeout_s = connect_timeout_s
+        self.kept = KeptConnections() if keeps else None
+        self._connecting: set[anyio.CancelScope] = set()
         self._tls: ssl.SSLContext | None = None
         self._addresses: Sequence[str] = (self._host,) if _is_address(self._host) else ()
         self._known_until = math.inf if self._addresses else -math.inf
@@ -55,7 +60,7 @@ class Origin:
             f"{name}: {value}\r\n"
             for name, value in (
                 {"Host": parts.netloc.rpartition("@")[2].encode("idna").decode()}
-                | {"Accept": "*/*", "Accept-Encoding": "identity", "Connection": "close"}
+                | {"Accept": "*/*", "Accept-Encoding": "identity", "Connection": "keep-alive" if keeps else "close"}
                 | dict(headers)
             ).items()
         )
@@ -65,47 +70,55 @@ class Origin:
         head = f"POST {self._base}{path} HTTP/1.1\r\n{self._head}Content-Length: {len(body)}\r\n\r\n"
         return head.encode("latin-1") + body
 
+    def close(self) -> None:
+        """Give up connecting, and what was kept."""
+        for scope in self._connecting:
+            scope.cancel()
+        if self.kept is not None:
+            self.kept.close()
+
     async def connect(self, protocol: asyncio.Protocol) -> None:
         """A new connection for a protocol.
 
         Raises:
             OriginUnreachable: there is none.
         """
-        loop, problem = asyncio.get_running_loop(), "cannot connect: its name has no address"
-        for address in await self._resolve():
-            with anyio.move_on_after(self._connect_timeout_s):
+        problem = "cannot connect: its name has no address"
+        for address in self._addresses if self._is_known() else await self._resolve():
+            with anyio.move_on_after(self._connect_timeout_s) as scope:
+                self._connecting.add(scope)
                 try:
-                    await loop.create_connection(
-                        lambda: protocol,
-                        address,
-                        self._port,
-                        ssl=self._context(),
-                        server_hostname=self._host if self._is_secure else None,
-                    )
+                    await self._connect_to(address, protocol)
                 except OSError as error:
                     problem = f"cannot connect: {said(error)}"
                     continue
+                finally:
+                    self._connecting.discard(scope)
                 return
             problem = f"cannot connect: no answer within {self._connect_timeout_s:g} s"
         raise OriginUnreachable(problem)
 
-    def _context(self) -> ssl.SSLContext | None:
+    async def _connect_to(self, address: str, protocol: asyncio.Protocol) -> None:
         if self._is_secure and self._tls is None:
             self._tls = ssl.create_default_context()
-        return self._tls
+        host = self._host if self._is_secure else None
+        loop = asyncio.get_running_loop()
+        await loop.create_connection(lambda: protocol, address, self._port, ssl=self._tls, server_hostname=host)
+
+    def _is_known(self) -> bool:
+        return asyncio.get_running_loop().time() < self._known_until
 
     async def _resolve(self) -> Sequence[str]:
         loop = asyncio.get_running_loop()
-        if loop.time() >= self._known_until:
-            try:
-                with anyio.fail_after(self._connect_timeout_s):
-                    found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
-            except TimeoutError as error:
-                raise OriginUnreachable("cannot connect: its name was not resolved in time") from error
-            except (OSError, UnicodeError) as error:
-                raise OriginUnreachable(f"cannot connect: its name is not known: {error}") from error
-            self._addresses = list(dict.fromkeys(str(address[0]) for *_, address in found))
-            self._known_until = loop.time() + RESOLVED_S
+        try:
+            with anyio.fail_after(self._connect_timeout_s):
+                found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+        except TimeoutError as error:
+            raise OriginUnreachable("cannot connect: its name was not resolved in time") from error
+        except (OSError, UnicodeError) as error:
+            raise OriginUnreachable(f"cannot connect: its name is not known: {error}") from error
+        self._addresses = list(dict.fromkeys(str(address[0]) for *_, address in found))
+        self._known_until = loop.time() + RESOLVED_S
         return self._addresses
 
 

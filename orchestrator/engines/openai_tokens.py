@@ -90,6 +90,7 @@ class OpenAITokens:
             max_streams=max_in_flight,
             connect_timeout_s=connect_timeout_s,
             api_key_env=api_key_env,
+            keeps_connections=dialect == "vllm",
         )
         self._text = OpenAIText(self._http)
         self._pauses = PauseWatch(self._http)

@@ -100,6 +100,7 @@ class SGLangEngine:
             max_streams=max_in_flight,
             connect_timeout_s=connect_timeout_s,
             api_key_env=api_key_env,
+            keeps_connections=True,
         )
         self._start = ProcessStart(self._http)
         self._context_tokens: int | None = None

@@ -7,6 +7,8 @@ Invariants:
 
 * What was streamed is handed over as it arrives, up to the event that says how the generation ended.
 * Tokens and their log-probabilities come from the same list, so that none can be without the other.
+* What the collector of cycles would look through are lists alone: thousands of events a second are made of thousands
+  of entries, none of which can be in a cycle.
 * Nothing is new twice; where the server's count and its list disagree nothing is.
 """
 
@@ -24,7 +26,7 @@ __all__ = ["Event", "Finish", "Meta", "Reader", "Received"]
 REASONS: Final[dict[str, FinishReason]] = {"stop": "stop", "length": "length", "abort": "abort"}
 
 
-class Finish(msgspec.Struct):
+class Finish(msgspec.Struct, gc=False):
     """``type``: stop, length or abort; an abort with a ``status_code`` is an error. ``matched``: the token or text."""
 
     type: str
@@ -33,11 +35,18 @@ class Finish(msgspec.Struct):
     status_code: int | None = None
 
 
-class Meta(msgspec.Struct):
+class Entry(msgspec.Struct, array_like=True, gc=False):
+    """Of one token; its text, which comes third, is not looked at."""
+
+    logprob: float
+    token: TokenId
+
+
+class Meta(msgspec.Struct, gc=False):
     """``output_token_logprobs``: [log-probability, token id, text or null] of each token."""
 
     completion_tokens: int | None = None
-    output_token_logprobs: list[tuple[float, TokenId, str | None]] = []
+    output_token_logprobs: list[Entry] = []
     finish_reason: Finish | None = None
 
 
@@ -45,7 +54,7 @@ class Problem(msgspec.Struct):
     message: str = "no message"
 
 
-class Event(msgspec.Struct):
+class Event(msgspec.Struct, gc=False):
     """An event; ``error``: what a server says that looked at the request after it had answered 200."""
 
     text: str | None = None
@@ -61,7 +70,7 @@ class Received:
         self.characters = 0
         self.text_is_whole = True
 
-    def new_tokens(self, meta: Meta) -> list[tuple[float, int, str | None]]:
+    def new_tokens(self, meta: Meta) -> list[Entry]:
         """The entries that were not there before.
 
         Raises:
@@ -74,7 +83,7 @@ class Received:
         if total is None or (not entries and is_abort):
             total = self.tokens  # an abort while it waited: nothing was added
         if self.tokens + len(entries) == total:
-            new: list[tuple[float, int, str | None]] = entries
+            new: list[Entry] = entries
         elif len(entries) == total >= self.tokens:
             new = entries[self.tokens :]
         else:
@@ -137,7 +146,7 @@ class Reader:
         is_cumulative = len(entries) == received.tokens or event.meta_info.completion_tokens is None
         text = received.new_text(event.text or "", is_cumulative=is_cumulative)
         if new or text:
-            self._sink([token for _, token, _ in new], [logprob for logprob, _, _ in new], text)
+            self._sink([entry.token for entry in new], [entry.logprob for entry in new], text)
 
     def _note_end(self, finish: Finish) -> None:
         token = finish.matched
