@@ -6,7 +6,7 @@ import asyncio
 import socket
 import ssl
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 REQUEST_BYTES = 1 << 20
@@ -16,7 +16,9 @@ REQUEST_BYTES = 1 << 20
 class RawServer:
     """``then`` the last piece: ``close`` the connection, ``reset`` it, ``hang`` until the client leaves, or ``repeat``.
 
-    ``heads`` are the requests' own, in the order in which they came; ``left`` counts the connections that have ended.
+    With ``keeps`` the connection is listened to for further requests first, ``keeps`` of which are answered like the
+    first one. ``heads`` are the requests' own, in the order in which they came; ``connections`` counts those that were
+    begun, ``left`` those that have ended.
     """
 
     pieces: Sequence[bytes]
@@ -25,19 +27,22 @@ class RawServer:
     port: int = 0
     heads: list[bytes] = field(default_factory=list)
     bodies: list[bytes] = field(default_factory=list)
+    keeps: int = 0
+    connections: int = 0
     left: int = 0
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
         try:
             writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            head = await reader.readuntil(b"\r\n\r\n")
-            length = next(int(x[15:]) for x in head.split(b"\r\n") if x.lower().startswith(b"content-length:"))
-            self.heads.append(head)
-            self.bodies.append(await reader.readexactly(length))
-            for piece in self.pieces:
-                writer.write(piece)
-                await writer.drain()
-                await asyncio.sleep(0)
+            for _ in range(self.keeps + 1):
+                await self._receive(reader)
+                for piece in self.pieces:
+                    writer.write(piece)
+                    await writer.drain()
+                    await asyncio.sleep(0)
+            if self.keeps:
+                await self._receive(reader)
             while self.then == "repeat":
                 writer.write(self.pieces[-1])
                 await writer.drain()
@@ -48,16 +53,24 @@ class RawServer:
         except (ConnectionError, asyncio.IncompleteReadError):
             pass  # the client left, as clients do
         finally:
-            self.left += 1
             writer.close()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
+            self.left += 1
+
+    async def _receive(self, reader: asyncio.StreamReader) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = next(int(x[15:]) for x in head.split(b"\r\n") if x.lower().startswith(b"content-length:"))
+        self.heads.append(head)
+        self.bodies.append(await reader.readexactly(length))
 
 
 @asynccontextmanager
 async def raw_server(
-    *pieces: bytes, then: str = "close", host: str = "127.0.0.1", tls: ssl.SSLContext | None = None
+    *pieces: bytes, then: str = "close", keeps: int = 0, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None
 ) -> AsyncIterator[RawServer]:
     """Serve one answer, again and again."""
-    served = RawServer(pieces, then)
+    served = RawServer(pieces, then, keeps=keeps)
     server = await asyncio.start_server(served.answer, "127.0.0.1", 0, ssl=tls)
     served.port = server.sockets[0].getsockname()[1]
     served.url = f"http{'s' if tls else ''}://{host}:{served.port}"

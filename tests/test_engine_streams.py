@@ -20,6 +20,7 @@ import pytest
 from hypothesis import given, settings
 
 from orchestrator.engines import http_events as events_module
+from orchestrator.engines import http_kept as kept_module
 from orchestrator.engines.http import EngineHttp
 from orchestrator.engines.http_errors import Failures
 from orchestrator.engines.http_events import EventStream
@@ -94,7 +95,7 @@ async def failure(*pieces: bytes, then: str = "close") -> tuple[EngineError, lis
 
 async def _all_left(server: RawServer) -> None:
     with anyio.fail_after(DEADLINE_S):
-        while server.left < len(server.heads):  # noqa: ASYNC110 - it comes true in the server, which tells nobody
+        while server.left < server.connections:  # noqa: ASYNC110 - it comes true in the server, which tells nobody
             await anyio.sleep(0.001)
 
 
@@ -421,6 +422,153 @@ async def test_a_path_of_the_url_is_before_all_others_and_the_key_goes_with_it(m
         await http.aclose()
     assert server.heads[0].startswith(b"POST /base/p HTTP/1.1\r\n")
     assert b"\r\nAuthorization: Bearer secret\r\n" in server.heads[0]
+
+
+# -- connections that are kept ----------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def keeping(*pieces: bytes, keeps: int = 9, then: str = "close") -> AsyncIterator[tuple[EngineHttp, RawServer]]:
+    async with raw_server(*pieces, keeps=keeps, then=then) as server:
+        http = client(server.url, keeps_connections=True)
+        try:
+            yield http, server
+        finally:
+            await http.aclose()
+            await _all_left(server)
+
+
+async def _kept(http: EngineHttp, count: int) -> None:
+    """Return when so many connections are kept."""
+    kept = http._origin.kept
+    assert kept is not None
+    with anyio.fail_after(DEADLINE_S):
+        while len(kept) != count:  # noqa: ASYNC110 - it comes true when the rest of an answer has come
+            await anyio.sleep(0.001)
+
+
+@pytest.mark.parametrize("how", ["chunked", "length"])
+@pytest.mark.parametrize("body", [BODY, BODY + DONE])
+async def test_streams_in_a_row_use_one_connection(how: str, body: bytes) -> None:
+    whole = http_answer(body, how, size=100)
+    async with keeping(whole[:-20], whole[-20:-5], whole[-5:]) as (http, server):
+        for _ in range(5):
+            assert await read(http) == VALUES
+            await _kept(http, 1)
+        assert (server.connections, len(server.heads)) == (1, 5)
+        assert b"\r\nConnection: keep-alive\r\n" in server.heads[0]
+
+
+async def test_the_rest_of_an_answer_is_waited_for_after_its_stream_is_over() -> None:
+    go_on = asyncio.Event()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for _ in range(2):
+            await reader.readuntil(b"\r\n\r\n")
+            await reader.readexactly(2)
+            writer.write(WHOLE[:-5])
+            await go_on.wait()
+            writer.write(WHOLE[-5:])
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        http = client(f"http://127.0.0.1:{port}", keeps_connections=True)
+        with anyio.fail_after(DEADLINE_S):
+            await http.stream("/p", Event, {}, lambda event: event.n == 4)
+            await _kept(http, 0)
+            go_on.set()
+            await _kept(http, 1)
+            await http.stream("/p", Event, {}, lambda event: event.n == 4)
+            await _kept(http, 1)
+        await http.aclose()
+
+
+NOT_KEPT = {
+    "its end is that of the connection": http_answer(BODY, "close"),
+    "the server said so": http_answer(BODY, headers=b"Connection: close\r\n"),
+    "an old version": WHOLE.replace(b"HTTP/1.1", b"HTTP/1.0"),
+    "bytes after the end": WHOLE + b"HTTP/1.1 200 OK\r\n",
+    "the rest does not come": WHOLE[:-3],
+    "the rest does not end": WHOLE[:-2] + b"X-Trailer: " + b"x" * (1 << 19),
+}
+
+
+@pytest.mark.parametrize("name", NOT_KEPT)
+async def test_a_connection_that_was_not_left_clean_is_closed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events_module, "TAIL_S", 0.05)
+    async with keeping(NOT_KEPT[name], keeps=0, then="close" if "connection" in name else "hang") as (http, server):
+        assert await read(http, lambda event: event.n == 4) == VALUES
+        await _all_left(server)
+        await _kept(http, 0)
+
+
+async def test_a_refusal_or_an_error_of_the_reader_closes_the_connection() -> None:
+    async with keeping(http_answer(b"no", status=400)) as (http, server):
+        with pytest.raises(EngineRejected):
+            await read(http)
+        await _all_left(server)
+    async with keeping(WHOLE) as (http, server):
+        with pytest.raises(ZeroDivisionError):
+            await read(http, lambda _: bool(1 // 0))
+        await _all_left(server)
+        await _kept(http, 0)
+
+
+@pytest.mark.parametrize("then", ["close", "reset"])
+async def test_a_kept_connection_that_ends_without_a_byte_is_replaced(then: str) -> None:
+    """The server closed it when the request was on its way already."""
+    async with keeping(WHOLE, keeps=1, then=then) as (http, server):
+        for _ in range(6):
+            assert await read(http) == VALUES
+            await _kept(http, 1)
+        assert server.connections == 3
+        assert len(server.heads) == 8, "six, two of which were sent twice"
+
+
+async def test_a_new_connection_that_ends_without_a_byte_is_a_failure() -> None:
+    async with keeping(keeps=0) as (http, server):
+        with pytest.raises(EngineUnavailable, match="disconnected without an answer"):
+            await read(http)
+        assert len(server.heads) == 1
+
+
+async def test_a_kept_connection_that_ends_within_the_answer_is_a_failure() -> None:
+    answers = [WHOLE, WHOLE[:20]]
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while answers:
+            await reader.readuntil(b"\r\n\r\n")
+            await reader.readexactly(2)
+            writer.write(answers.pop(0))
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        http = client(f"http://127.0.0.1:{port}", keeps_connections=True)
+        with anyio.fail_after(DEADLINE_S):
+            await http.stream("/p", Event, {}, lambda event: event.n == 4)
+            await _kept(http, 1)
+            with pytest.raises(EngineUnavailable, match="/p"):
+                await http.stream("/p", Event, {}, lambda event: event.n == 4)
+        await http.aclose()
+
+
+async def test_a_connection_is_kept_for_a_while_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept_module, "KEPT_S", 0.05)
+    async with keeping(WHOLE) as (http, server):
+        assert await read(http) == VALUES
+        await _kept(http, 0)
+        await _all_left(server)
+
+
+async def test_a_connection_that_the_server_ends_is_not_kept() -> None:
+    async with raw_server(WHOLE, keeps=0, then="close") as server:
+        http = client(server.url, keeps_connections=True)
+        assert await read(http) == await read(http) == VALUES
+        await _kept(http, 0)
+        await http.aclose()
 
 
 @pytest.fixture(scope="module")
