@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -32,31 +32,21 @@ class RawServer:
     left: int = 0
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
-        try:
-            writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            for _ in range(self.keeps + 1):
-                await self._receive(reader)
-                for piece in self.pieces:
-                    writer.write(piece)
-                    await writer.drain()
-                    await asyncio.sleep(0)
-            if self.keeps:
-                await self._receive(reader)
-            while self.then == "repeat":
-                writer.write(self.pieces[-1])
+        for _ in range(self.keeps + 1):
+            await self._receive(reader)
+            for piece in self.pieces:
+                writer.write(piece)
                 await writer.drain()
-            if self.then == "hang":
-                await reader.read(1)
-            if self.then == "reset":
-                writer.transport.abort()
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass  # the client left, as clients do
-        finally:
-            writer.close()
-            with suppress(ConnectionError):
-                await writer.wait_closed()
-            self.left += 1
+                await asyncio.sleep(0)
+        if self.keeps:
+            await self._receive(reader)
+        while self.then == "repeat":
+            writer.write(self.pieces[-1])
+            await writer.drain()
+        if self.then == "hang":
+            await reader.read(1)
+        if self.then == "reset":
+            writer.transport.abort()
 
     async def _receive(self, reader: asyncio.StreamReader) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
@@ -65,13 +55,35 @@ class RawServer:
         self.bodies.append(await reader.readexactly(length))
 
 
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
 @asynccontextmanager
 async def raw_server(
-    *pieces: bytes, then: str = "close", keeps: int = 0, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None
+    *pieces: bytes,
+    then: str = "close",
+    keeps: int = 0,
+    host: str = "127.0.0.1",
+    tls: ssl.SSLContext | None = None,
+    answer: Handler | None = None,
 ) -> AsyncIterator[RawServer]:
-    """Serve one answer, again and again."""
+    """Serve one answer, again and again, or let ``answer`` do it; every client has left when this returns."""
     served = RawServer(pieces, then, keeps=keeps)
-    server = await asyncio.start_server(served.answer, "127.0.0.1", 0, ssl=tls)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        served.connections += 1
+        try:
+            writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            await (answer or served.answer)(reader, writer)
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass  # the client left, as clients do
+        finally:
+            writer.close()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
+            served.left += 1
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)
     served.port = server.sockets[0].getsockname()[1]
     served.url = f"http{'s' if tls else ''}://{host}:{served.port}"
     try:
@@ -79,6 +91,8 @@ async def raw_server(
     finally:
         server.close()
         await server.wait_closed()
+        while served.left < served.connections:
+            await asyncio.sleep(0.001)
 
 
 def chunked(body: bytes, size: int = 1 << 30) -> bytes:

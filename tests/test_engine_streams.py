@@ -304,10 +304,9 @@ async def test_a_cancelled_wait_can_be_begun_again_and_loses_nothing() -> None:
         await go_on.wait()
         writer.write(rest)
         await writer.drain()
-        writer.close()
 
-    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
-        http = client(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    async with raw_server(answer=answer) as server:
+        http = client(server.url)
         with anyio.CancelScope() as scope:
             with await http.begin_stream(
                 "/p", Event, {}, lambda event: bool((got.append(event), scope.cancel())[0])
@@ -470,11 +469,9 @@ async def test_the_rest_of_an_answer_is_waited_for_after_its_stream_is_over() ->
             await go_on.wait()
             writer.write(WHOLE[-5:])
         await reader.read()
-        writer.close()
 
-    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
-        port = server.sockets[0].getsockname()[1]
-        http = client(f"http://127.0.0.1:{port}", keeps_connections=True)
+    async with raw_server(answer=answer) as server:
+        http = client(server.url, keeps_connections=True)
         with anyio.fail_after(DEADLINE_S):
             await http.stream("/p", Event, {}, lambda event: event.n == 4)
             await _kept(http, 0)
@@ -542,11 +539,9 @@ async def test_a_kept_connection_that_ends_within_the_answer_is_a_failure() -> N
             await reader.readuntil(b"\r\n\r\n")
             await reader.readexactly(2)
             writer.write(answers.pop(0))
-        writer.close()
 
-    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
-        port = server.sockets[0].getsockname()[1]
-        http = client(f"http://127.0.0.1:{port}", keeps_connections=True)
+    async with raw_server(answer=answer) as server:
+        http = client(server.url, keeps_connections=True)
         with anyio.fail_after(DEADLINE_S):
             await http.stream("/p", Event, {}, lambda event: event.n == 4)
             await _kept(http, 1)
