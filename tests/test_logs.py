@@ -8,6 +8,7 @@ import math
 import os
 import pty
 import re
+import select
 import subprocess
 import sys
 import threading
@@ -24,6 +25,7 @@ from hypothesis import strategies as st
 
 from orchestrator.errors import EngineRejected, OrchestratorError, StateError
 from orchestrator.logs import LogHandle, configure_logging
+from orchestrator.logs import writer as writer_module
 from orchestrator.logs.lines import MAX_LINE_BYTES, EcsLines
 from orchestrator.logs.writer import LogWriter, Sink
 
@@ -385,6 +387,27 @@ def test_a_reader_that_stops_costs_lines_and_not_the_loop() -> None:
     kept = [text for text in lines if text == b"x" * 999]
     assert len(kept) + 1 == len(lines)
     assert int(loss.split()[1].rstrip(b":")) + len(kept) == 2_000
+
+
+def test_what_can_wait_is_written_with_what_cannot_and_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines of steps wait for each other, as long as this test has time; another line takes all along."""
+    monkeypatch.setattr(writer_module, "GATHER_S", 60.0)
+    reader, end = os.pipe()
+    with os.fdopen(end, "w") as stream:
+        writer = LogWriter(Sink(None, stream), lambda lost, why: b"lost\n")
+    writer.offer_later(b"first\n")  # the thread had nothing to do
+    assert os.read(reader, 1000) == b"first\n"
+    while not writer._is_resting:
+        pass
+    writer.offer_later(b"a\n", b"b\n")
+    writer.offer_later(b"c\n")
+    assert select.select([reader], [], [], 0)[0] == []
+    writer.offer(b"error\n")
+    assert os.read(reader, 1000) == b"a\nb\nc\nerror\n"
+    writer.offer_later(b"last\n")
+    writer.close()
+    assert os.read(reader, 1000) == b"last\n"
+    os.close(reader)
 
 
 def test_close_gives_up_on_a_reader_that_has_stopped() -> None:

@@ -102,16 +102,20 @@ class LogHandle:
         self._is_text = is_text
         self.recent = RecentEvents()
         self._writer = LogWriter(sink, self._loss)
-        self._root: FilteringBoundLogger = structlog.wrap_logger(
-            _Outlet(self._writer.offer),
-            processors=[self.recent, lines],
+        self._root = self._wrapped(self._writer.offer, level)
+        # What the state has as well is not hurried to the disk.
+        self._journal = self._wrapped(self._writer.offer_later, level).bind(dataset=JOURNAL)
+        self._handler = _LibraryHandler(self.logger("library"))
+        logging.getLogger().addHandler(self._handler)
+
+    def _wrapped(self, offer: Callable[[bytes], None], level: str) -> FilteringBoundLogger:
+        return structlog.wrap_logger(  # type: ignore[no-any-return]
+            _Outlet(offer),
+            processors=[self.recent, self._lines],
             wrapper_class=structlog.make_filtering_bound_logger(level),
             context_class=dict,
             cache_logger_on_first_use=False,
         ).bind()
-        self._journal = self.logger(JOURNAL)
-        self._handler = _LibraryHandler(self.logger("library"))
-        logging.getLogger().addHandler(self._handler)
 
     def logger(self, dataset: str, **fields: Any) -> FilteringBoundLogger:
         """A logger whose lines carry ``event.dataset`` and the fields; see ``lines`` for those with short names."""
@@ -128,7 +132,7 @@ class LogHandle:
         All are made and queued together: a logger for each would cost as much as the lines.
         """
         if self._root.is_enabled_for(logging.INFO):
-            self._writer.offer(*[self._lines(None, "info", event) for event in self._step_events(figures)])
+            self._writer.offer_later(*[self._lines(None, "info", event) for event in self._step_events(figures)])
 
     def _step_events(self, figures: StepFigures) -> Iterator[dict[str, Any]]:
         where = {"step": figures.step, "policy_version": figures.policy_version}

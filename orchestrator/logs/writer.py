@@ -5,7 +5,8 @@ Invariants:
 * ``offer`` never waits for the file: a pipe that nobody reads, or a disk that hangs, blocks the thread alone.
 * At most ``QUEUE_BYTES`` wait. What comes on top, and what cannot be written, is dropped and counted, and the count
   is written as a line of its own as soon as one gets through.
-* What comes within :data:`GATHER_S` of a write is written together: waking a thread costs more than a line.
+* What need not be written at once waits for :data:`GATHER_S` at most for what follows: waking a thread costs more than
+  a line does. All else is written at once, as it may be the last that is heard of a process; and with it what waits.
 * Lines are whole or absent: where the end of the file is half a line (a full disk, a killed process), it is ended
   before the next begins. Lines keep their order; ``reopen`` takes its place among them.
 """
@@ -16,7 +17,7 @@ import os
 import select
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, TextIO
 
@@ -31,7 +32,7 @@ WRITE_BYTES: Final = 256 << 10
 """Lines are gathered up to this size into one write."""
 
 GATHER_S: Final = 0.05
-"""Seconds from a write to the next, where nothing waits any more; too short for who reads along."""
+"""Seconds; too short to be noticed by who reads along."""
 
 FLUSH_DEADLINE_S: Final = 3.0
 """How long ``close`` waits for the last lines; a reader that has not read by then is not going to."""
@@ -126,7 +127,8 @@ class LogWriter:
         self._lost = 0
         self._fault = ""
         self._is_closed = False
-        self._closing = threading.Event()
+        self._is_resting = False  # the thread, for what need not be written at once
+        self._is_urgent = False
         # Re-entrant: a finaliser of the garbage collector may log while this very thread holds it.
         self._changed = threading.Condition(threading.RLock())
         # A daemon thread: one that hangs in a write must not keep the process from ending.
@@ -135,6 +137,13 @@ class LogWriter:
 
     def offer(self, *lines: bytes) -> None:
         """Queue lines; those that the queue has no room for are dropped and counted."""
+        self._offer(lines, is_urgent=True)
+
+    def offer_later(self, *lines: bytes) -> None:
+        """The same for lines that the process may take along when it is killed, those of the last :data:`GATHER_S`."""
+        self._offer(lines, is_urgent=False)
+
+    def _offer(self, lines: Sequence[bytes], *, is_urgent: bool) -> None:
         with self._changed:
             if self._is_closed:
                 return
@@ -144,13 +153,16 @@ class LogWriter:
                     continue
                 self._queue.append(line)
                 self._queued += len(line)
-            self._changed.notify()
+            self._is_urgent |= is_urgent
+            if is_urgent or not self._is_resting:
+                self._changed.notify()
 
     def reopen(self) -> None:
         """Open the file anew, after the lines offered so far; returns at once."""
         with self._changed:
             if not self._is_closed and None not in list(self._queue)[-1:]:
                 self._queue.append(None)
+                self._is_urgent = True
                 self._changed.notify()
 
     def close(self, deadline_s: float = FLUSH_DEADLINE_S) -> None:
@@ -158,7 +170,6 @@ class LogWriter:
         with self._changed:
             self._is_closed = True
             self._changed.notify()
-        self._closing.set()
         self._thread.join(deadline_s)
 
     def _lose(self, lines: int, why: str) -> None:
@@ -170,6 +181,7 @@ class LogWriter:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._queue or self._is_closed)
+                self._is_urgent = False
                 is_order = bool(self._queue) and self._queue[0] is None
                 batch = [] if is_order else self._take()
                 if is_order:
@@ -185,7 +197,13 @@ class LogWriter:
                 self._sink.close()
                 return
             if is_empty:
-                self._closing.wait(GATHER_S)
+                self._rest()
+
+    def _rest(self) -> None:
+        with self._changed:
+            self._is_resting = True
+            self._changed.wait_for(lambda: self._is_urgent or self._is_closed, GATHER_S)
+            self._is_resting = False
 
     def _take(self) -> list[bytes]:
         """The lines of the next write, up to the next order to open anew."""
