@@ -132,7 +132,7 @@ def _append(column: array[Any], values: Sequence[Any]) -> None:
         column.fromlist(values)
     else:
         try:
-            column.frombytes(struct.pack(f"{len(values)}{column.typecode}", *values))
+            column.frombytes(struct.Struct(f"{len(values)}{column.typecode}").pack(*values))
         except struct.error:
             column.fromlist(values)  # its errors say what is wrong, and are the same at every length
 

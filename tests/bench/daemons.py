@@ -30,7 +30,7 @@ from orchestrator.records import Group, Prompt, Sample, SampleStatus
 from orchestrator.state import StateStore
 from orchestrator.weights import WeightTable, parse_weight
 
-from .work import GROUPS_A_BATCH, SAMPLES, Maker, Shape
+from .work import GROUPS_A_BATCH, PROMPT_TOKENS, SAMPLES, Maker, Shape
 
 ROWS = 4096
 DESCRIPTORS = 1 << 17
@@ -107,6 +107,7 @@ class FedDaemon(Daemon):
     ) -> None:
         super().__init__(config, *args)
         self._groups = {source: batches * count for source, count in counts.items()}
+        self._prompt_tokens = list(range(PROMPT_TOKENS))
         self._entered, self._told = entered, 0
         self._samples = [
             (tokens.tolist(), logprobs.tolist(), text) for tokens, logprobs, text in map(Maker(shape).columns, range(8))
@@ -144,7 +145,7 @@ class FedDaemon(Daemon):
             sample.extend(tokens, logprobs, 0)
             samples.append(sample)
         prompt = Prompt(source, event.prompt_index, event.epoch, "prompt", label="y")
-        group = Group(source, event.group_index, prompt, array("i", range(256)), samples)
+        group = Group(source, event.group_index, prompt, array("i", self._prompt_tokens), samples)
         store.store_group(encode_group(group), group)
 
 
