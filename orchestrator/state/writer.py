@@ -48,8 +48,11 @@ SEGMENT_BYTES: Final = 64 << 20
 SYNC_WINDOW_S: Final = 0.05
 """Half of the 100 ms that the contract allows between a write and its sync."""
 
-GATHER_S: Final = 0.005
-"""Finished groups come some milliseconds apart where they come fast, so that a write has several of them."""
+GATHER_S: Final = 0.02
+"""With the window of the sync less than the 100 ms of the contract; a write then has tens of small groups."""
+
+GATHER_BYTES: Final = 4 << 20
+"""As much is written without waiting for more: larger writes cost no less a byte, and would hold up urgent records."""
 
 RETRY_S: Final = 0.5
 """Between attempts to write to a disk that failed: space that comes back is used within a second."""
@@ -159,6 +162,8 @@ class LogWriter:
         self._queued_seq += 1
         self.queued_bytes += item.size
         self._work.set()
+        if self.queued_bytes > GATHER_BYTES:
+            self._urgent.set()
 
     # -- waiting -------------------------------------------------------------------------------------------------------
 
