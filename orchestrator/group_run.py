@@ -198,12 +198,16 @@ class GroupRunner:
         await self._pool.generate(
             sample,
             run.prompt_tokens,
-            replace(self._settings.sampling, max_new_tokens=self._max_new_tokens(run.prompt)),
+            self._sampling_of(run.prompt),
             messages=run.messages,
             before_piece=lambda sample: self._give_up_if_stale(run, sample),
             after_piece=after_piece,
             trial=sample.metadata.get("replaces_failed", 0),
         )
+
+    def _sampling_of(self, prompt: Prompt) -> SamplingParams:
+        sampling, most = self._settings.sampling, self._max_new_tokens(prompt)
+        return sampling if most == sampling.max_new_tokens else replace(sampling, max_new_tokens=most)
 
     def _max_new_tokens(self, prompt: Prompt) -> int:
         """A prompt may ask for less than its source, never for more: memory and contexts were checked against that."""

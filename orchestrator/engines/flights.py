@@ -89,8 +89,9 @@ class Flights:
 
     def begin(self, member: Member, *, timeout_s: float, stall_s: float, may_move: bool) -> Flight:
         """A request begins; ``may_move``: it may go elsewhere if its first token is late."""
-        now = anyio.current_time()
-        flight = Flight(member, now, now + timeout_s, stall_s)
+        clock = asyncio.get_running_loop().time
+        now = clock()
+        flight = Flight(member, now, now + timeout_s, stall_s, clock=clock)
         flight.touch()
         self._flights.add(flight)
         if may_move:

@@ -170,7 +170,7 @@ class Generation:
         seed = settings.seed if sampling.seed is None else sampling.seed
         request = GenerationRequest(
             request_id=f"{sample.index}-{generated}-{self._attempt}",
-            tokens=[] if member.is_text_only else array("i", self._asked.prompt_tokens) + sample.tokens,
+            tokens=self._tokens_so_far() if not member.is_text_only else [],
             max_new_tokens=sampling.max_new_tokens if member.is_text_only else self._piece_tokens(generated),
             sampling=sampling,
             seed=zlib.crc32(f"{seed}/{sample.index}/{generated}/{self._attempt}".encode()),
@@ -181,6 +181,11 @@ class Generation:
         )
         self._attempt += 1
         return request
+
+    def _tokens_so_far(self) -> Sequence[int]:
+        """Prompt and response; the prompt's own where that is all, which its group shares."""
+        prompt, response = self._asked.prompt_tokens, self._sample.tokens
+        return array("i", prompt) + response if response else prompt
 
     def _piece_tokens(self, generated: int) -> int:
         """How many tokens to ask for at a time."""

@@ -20,10 +20,8 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
-
-import anyio
 
 from .member import Member
 
@@ -38,8 +36,9 @@ out has hundreds begun at once; what arrives meanwhile is read between the turns
 class _Waiter:
     preferred: Member | None
     avoided: Member | None
-    event: anyio.Event = field(default_factory=anyio.Event)
     member: Member | None = None
+    given: asyncio.Future[None] | None = None
+    """What it waits for, if it was not given a slot at once, as most are."""
 
 
 class Slots:
@@ -67,7 +66,9 @@ class Slots:
         while True:
             self.dispatch()
             try:
-                await waiter.event.wait()
+                if waiter.member is None:
+                    waiter.given = asyncio.get_running_loop().create_future()
+                    await waiter.given
             except BaseException:
                 if waiter.member is not None:
                     self.release(waiter.member)
@@ -105,7 +106,8 @@ class Slots:
                     continue
                 member.taken()
                 waiter.member = member
-                waiter.event.set()
+                if waiter.given is not None and not waiter.given.done():
+                    waiter.given.set_result(None)
                 self._count_given()
                 if not member.room:
                     free.remove(member)

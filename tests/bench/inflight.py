@@ -1,5 +1,6 @@
 """Thousands of generations in flight at an HTTP engine, all the way into buffers, beside bare aiohttp.
 
+Generations are counted by their tokens and bytes: those of a start end together, and an end says when, not how much.
 Daemon and bare client run at the same time, each with as many requests in flight at a server of its own, so that every
 window is a round of both. The daemon's batches are taken out by a trainer, whose CPU time does not count.
 """
@@ -30,7 +31,7 @@ from orchestrator.state import StateStore
 from .daemons import allow_descriptors, daemon, process, write_config
 from .lag import Shared, p99_ms, watch_lag
 from .measure import Taken, cpu, cpu_of, cpu_ratio, exponent, wall
-from .prepared import idle, read_bare, serve
+from .prepared import answer_bytes, idle, read_bare, serve
 from .result import Figure, Goal, Options, Result, Unavailable
 from .work import PROMPT_TOKENS, SAMPLES
 
@@ -41,6 +42,8 @@ QUICK_SIZES, QUICK_RATE = (64, 256, 1024), 256
 
 WINDOW_S, QUICK_WINDOW_S = 4.0, 1.2
 GROWING_DEADLINE_S = 120.0
+GENERATIONS_BEFORE = 2
+"""For each in flight: so many ends before it counts, so that those which began together have drifted apart."""
 
 
 class WatchedDaemon(Daemon):
@@ -147,15 +150,20 @@ def _windows(
 ) -> Windows:
     counts, late, idle_late = shared
     end = time.monotonic() + GROWING_DEADLINE_S
-    while time.monotonic() < end and (_ended(client) < in_flight or counts.ended < in_flight):
+    before_it_counts = GENERATIONS_BEFORE * in_flight
+    while time.monotonic() < end and min(_ended(client), counts.ended) < before_it_counts:
         time.sleep(0.1 * mean_s + 0.05)
     taken: dict[str, list[Taken]] = {"orchestrator": [], "bare aiohttp": []}
-    turns, idle_turns, flying = late.late(), idle_late.late(), []
+    turns, idle_turns, flying, whole_bytes = late.late(), idle_late.late(), [], answer_bytes(TOKENS)
+
+    def now() -> tuple[float, ...]:
+        return _tokens(client) / TOKENS, counts.read / whole_bytes, cpu_of(pid), cpu_of(bare)
+
     for _ in range(rounds):
-        began, before = time.perf_counter(), (_ended(client), counts.ended, cpu_of(pid), cpu_of(bare))
+        began, before = time.perf_counter(), now()
         time.sleep(window_s)
         flying.append(client.status()["engines"][0]["in_flight"])
-        after, took = (_ended(client), counts.ended, cpu_of(pid), cpu_of(bare)), time.perf_counter() - began
+        after, took = now(), time.perf_counter() - began
         ours, theirs, our_cpu, their_cpu = (y - x for x, y in zip(before, after, strict=True))
         taken["orchestrator"].append(Taken(took, our_cpu, max(1, ours)))
         taken["bare aiohttp"].append(Taken(took, their_cpu, max(1, theirs)))
@@ -170,6 +178,10 @@ def _windows(
 
 def _ended(client: RolloutClient) -> int:
     return int(client.status()["engines"][0]["completed"])
+
+
+def _tokens(client: RolloutClient) -> int:
+    return int(client.status()["engines"][0]["tokens"])
 
 
 def run(options: Options) -> Result:
@@ -197,7 +209,7 @@ def run(options: Options) -> Result:
     memory = 1000 * (last.memory_mb - first.memory_mb) / (sizes[-1] - sizes[0])
     result.goals += [
         Goal(f"CPU of ours, of bare aiohttp, {size:,} in flight", ratio, " x", at_most=1.3),
-        Goal("ended a second", ended, " generations"),
+        Goal("read a second", ended, " generations"),
         Goal("in flight when looked at", at.in_flight, " generations"),
         Goal("loop's lag p99, beyond an idle loop's", late, " ms", at_most=20),
         Goal("an idle loop's lag p99", at.idle_p99_ms, " ms"),

@@ -49,6 +49,12 @@ def events(tokens: int, seed: int) -> list[bytes]:
     return made
 
 
+def answer_bytes(tokens: int) -> float:
+    """What an answer has without its chunks' framing, on average."""
+    sizes = [sum(len(x.split(b"\r\n", 1)[1]) - 2 for x in events(tokens, seed)) - 5 for seed in range(VARIANTS)]
+    return sum(sizes) / VARIANTS
+
+
 class _Answer(asyncio.Protocol):
     """One connection; requests do not overlap on it."""
 
@@ -102,13 +108,13 @@ def serve(listener: socket.socket, tokens: int, mean_s: float) -> None:
 
 
 def read_bare(port: int, in_flight: int, body: bytes, shared: Shared) -> None:
-    """Read answers for ever, so many at a time, with aiohttp and nothing else; counts them."""
+    """Read answers for ever, so many at a time, with aiohttp and nothing else; counts them and their bytes."""
 
     async def one(session: aiohttp.ClientSession) -> None:
         while True:
             async with session.post(f"http://127.0.0.1:{port}/generate", data=body) as response:
-                async for _ in response.content.iter_any():
-                    pass
+                async for part in response.content.iter_any():
+                    shared.add_read(len(part))
             shared.add_ended()
 
     async def main() -> None:
