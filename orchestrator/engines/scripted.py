@@ -69,9 +69,10 @@ def answer_of(prompt: str) -> str:
 
 def _first_stop(tokens: Sequence[int], sampling: SamplingParams) -> int | None:
     """How many tokens there are up to the first end: of the sequence, by a stop token, by a stop text."""
-    text = bytes(token % END_OF_SEQUENCE for token in tokens)  # as long as the tokens; the end shows as 0
-    ends = [i + 1 for i, token in enumerate(tokens) if token == END_OF_SEQUENCE or token in sampling.stop_token_ids]
-    for stop in filter(None, sampling.stop):
+    ends = [tokens.index(end) + 1 for end in (END_OF_SEQUENCE, *sampling.stop_token_ids) if end in tokens]
+    stops = list(filter(None, sampling.stop))
+    text = bytes([token % END_OF_SEQUENCE for token in tokens]) if stops else b""  # as long; the end shows as 0
+    for stop in stops:
         at = text.find(stop.encode())
         if at >= 0:
             ends.append(at + len(stop.encode()))
@@ -185,7 +186,7 @@ class ScriptedEngine:
 
     @staticmethod
     def _decode(tokens: Sequence[int]) -> str:
-        return bytes(token for token in tokens if token < END_OF_SEQUENCE).decode("utf-8", "replace")
+        return bytes([token for token in tokens if token < END_OF_SEQUENCE]).decode("utf-8", "replace")
 
     # -- the port ------------------------------------------------------------------------------------------------------
 
@@ -242,7 +243,7 @@ class ScriptedEngine:
         if fault is not None:
             await self._break(fault)
         # A character may lie across two chunks, and the text of a stop does not belong to the response.
-        is_ascii = all(token < 128 or token == END_OF_SEQUENCE for token in tokens)
+        is_ascii = max(set(tokens) - {END_OF_SEQUENCE}, default=0) < 128
         return GenerationEnd(
             "length" if at < len(tokens) else reason, text_complete=is_ascii and not request.sampling.stop
         )
