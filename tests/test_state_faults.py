@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import aiofiles.os
 import anyio
+import anyio.lowlevel
 import pytest
 import structlog
 from structlog.testing import LogCapture
@@ -22,7 +23,7 @@ from orchestrator.state.appender import Appender, Queued
 from orchestrator.state.recovery import recover
 from orchestrator.state.segments import RecordKind, Segment, list_segments, segment_path
 from orchestrator.state.snapshots import list_snapshots, snapshot_path
-from orchestrator.state.writer import LogWriter
+from orchestrator.state.writer import GATHER_BYTES, LogWriter
 
 SIZES = {"easy": SourceSize(50)}
 
@@ -139,6 +140,43 @@ async def test_writing_goes_on_while_syncing_fails(tmp_path: Path, monkeypatch: 
         writer.append(RecordKind.EVENT, b"b")
         with anyio.fail_after(20):
             await writer.written()
+
+
+@pytest.mark.parametrize("wait", [LogWriter.written, LogWriter.synced])
+async def test_records_are_gathered_until_somebody_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wait: Callable[[LogWriter], Awaitable[None]]
+) -> None:
+    monkeypatch.setattr("orchestrator.state.writer.GATHER_S", 3600.0)
+    disk = Disk(monkeypatch, "pwritev")
+    writer = LogWriter(tmp_path, 1)
+    async with running(writer):
+        with anyio.fail_after(20):
+            await wait(writer)
+            begun = disk.calls
+            for times in range(1, 4):
+                for i in range(20):
+                    writer.append(RecordKind.EVENT, b"record %d" % i)
+                    await anyio.lowlevel.checkpoint()
+                assert disk.calls == begun + times - 1
+                await wait(writer)
+                assert disk.calls == begun + times
+
+
+async def test_what_nobody_waits_for_is_written_all_the_same(tmp_path: Path) -> None:
+    writer = LogWriter(tmp_path, 1)
+    async with running(writer):
+        writer.append(RecordKind.EVENT, b"a")
+        await until(lambda: writer.queued_bytes == 0)
+
+
+async def test_as_much_as_a_write_should_have_is_not_kept_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.state.writer.GATHER_S", 3600.0)
+    writer = LogWriter(tmp_path, 1)
+    async with running(writer):
+        writer.append(RecordKind.GROUP, bytes(GATHER_BYTES))
+        await until(lambda: writer.queued_bytes == 0)
 
 
 @asynccontextmanager

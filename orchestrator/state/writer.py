@@ -94,6 +94,7 @@ class LogWriter:
         self._file = Appender(directory)
         self._queued_seq = 0
         self._recorded_seq = 0
+        self._taken_seq = 0  # what is queued up to here is being written, or is
         self._written_seq = 0
         self._synced_seq = 0
         self._work = anyio.Event()
@@ -175,16 +176,21 @@ class LogWriter:
         Waits for as long as the disk fails (``faults`` says why): a caller with a deadline sets it.
         """
         target = self._recorded_seq if sequence is None else sequence
+        self._hurry(target)
         while self._written_seq < target:
-            self._urgent.set()
             await self._progress.next().wait()
 
     async def synced(self, sequence: int | None = None) -> None:
         """Return when everything up to ``sequence`` is on the disk."""
         target = self._queued_seq if sequence is None else sequence
+        self._hurry(target)
         while self._synced_seq < target:
-            self._urgent.set()
             await self._progress.next().wait()
+
+    def _hurry(self, sequence: int) -> None:
+        """Somebody waits for what is queued up to ``sequence``."""
+        if sequence > self._taken_seq:
+            self._urgent.set()
 
     # -- working -------------------------------------------------------------------------------------------------------
 
@@ -199,7 +205,8 @@ class LogWriter:
                     with anyio.move_on_after(GATHER_S):
                         await self._urgent.wait()
                 self._work, self._urgent = anyio.Event(), anyio.Event()
-                await self._write(self._queued_seq)
+                self._taken_seq = self._queued_seq
+                await self._write(self._taken_seq)
 
     async def _sync_loop(self) -> None:
         while True:
