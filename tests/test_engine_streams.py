@@ -37,6 +37,13 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, Any]:
     return ("asyncio", {"use_uvloop": request.param})
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is over because of its time, unless a test says so."""
+    monkeypatch.setattr(kept_module, "KEPT_S", 10 * DEADLINE_S)
+    monkeypatch.setattr(events_module, "TAIL_S", 10 * DEADLINE_S)
+
+
 class Event(msgspec.Struct):
     n: int
     text: str = ""
@@ -56,7 +63,8 @@ INTERIM = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </x>\
 
 def client(url: str, **options: Any) -> EngineHttp:
     return EngineHttp(
-        **{"name": "e", "url": url, "kind": "test server", "max_streams": 4, "connect_timeout_s": 5} | options
+        **{"name": "e", "url": url, "kind": "test server", "max_streams": 4, "connect_timeout_s": 10 * DEADLINE_S}
+        | options
     )
 
 
@@ -547,6 +555,7 @@ async def test_a_kept_connection_that_ends_within_the_answer_is_a_failure() -> N
             await _kept(http, 1)
             with pytest.raises(EngineUnavailable, match="/p"):
                 await http.stream("/p", Event, {}, lambda event: event.n == 4)
+        assert server.connections == 1, "it was sent again"
         await http.aclose()
 
 
