@@ -55,7 +55,7 @@ class Answer:
         elif text and not self.sample.tokens:
             self._note_version(version)
         self.text.append(text)
-        return self.watch.add(text)
+        return self.watch.looks and self.watch.add(text)
 
     def _note_version(self, version: int) -> None:
         """Text without tokens, of an engine that gives text alone: of this version are 0 tokens."""

@@ -128,25 +128,22 @@ class Reader:
         """
         if event.error is not None:  # a stream answers 200 before the server looks at what it was asked
             self._http.refuse(400, f"/generate: {event.error.message}")
-        self._hand_over(event)
-        finish = event.meta_info.finish_reason
-        if finish is not None:
-            self._note_end(finish)
-            self.end = self._ended(finish)
-        return finish is not None
-
-    def _hand_over(self, event: Event) -> None:
-        received, entries = self._received, event.meta_info.output_token_logprobs
+        meta, received = event.meta_info, self._received
         try:
-            new = received.new_tokens(event.meta_info)
+            new = received.new_tokens(meta)
         except ValueError as error:
             raise self._http.wrong("/generate", error) from error
         # Where the list is all there is, so is the text; in the first event both are the same. An event without tokens
         # that ends a generation which waited repeats the text in any case.
-        is_cumulative = len(entries) == received.tokens or event.meta_info.completion_tokens is None
+        is_cumulative = len(meta.output_token_logprobs) == received.tokens or meta.completion_tokens is None
         text = received.new_text(event.text or "", is_cumulative=is_cumulative)
         if new or text:
             self._sink([entry.token for entry in new], [entry.logprob for entry in new], text)
+        if meta.finish_reason is None:
+            return False
+        self._note_end(meta.finish_reason)
+        self.end = self._ended(meta.finish_reason)
+        return True
 
     def _note_end(self, finish: Finish) -> None:
         token = finish.matched

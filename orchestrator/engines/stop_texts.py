@@ -19,13 +19,14 @@ class StopWatch:
     """Looks for stop texts in text that comes in pieces.
 
     Args:
-        stops: without any it finds nothing; empty ones are not looked for.
+        stops: without any it finds nothing, and ``looks`` for none; empty ones are not looked for.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = [stop for stop in stops if stop]
         self._kept = max(map(len, self._stops), default=1) - 1
         self._tail = ""
+        self.looks = bool(self._stops)
 
     def forget(self) -> None:
         """The response begins anew."""
@@ -33,8 +34,6 @@ class StopWatch:
 
     def add(self, text: str) -> bool:
         """Whether a stop text is complete now."""
-        if not self._stops:
-            return False
         seen = self._tail + text
         self._tail = seen[-self._kept :] if self._kept else ""
         return any(stop in seen for stop in self._stops)
