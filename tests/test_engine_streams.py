@@ -21,6 +21,7 @@ from hypothesis import given, settings
 
 from orchestrator.engines import http_events as events_module
 from orchestrator.engines import http_kept as kept_module
+from orchestrator.engines import http_origin as origin_module
 from orchestrator.engines.http import EngineHttp
 from orchestrator.engines.http_errors import Failures
 from orchestrator.engines.http_events import EventStream
@@ -414,6 +415,26 @@ async def test_all_addresses_of_a_name_are_tried(monkeypatch: pytest.MonkeyPatch
     assert asked == ["a.name"], "remembered"
 
 
+async def test_a_name_is_asked_for_again_after_a_while_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    async def addresses(self: Any, host: str, port: int, **_: Any) -> list[Any]:
+        asked.append(host)
+        await asyncio.sleep(0)
+        return [(socket.AF_INET, 1, 6, "", ("127.0.0.1", port))]
+
+    monkeypatch.setattr(type(asyncio.get_running_loop()), "getaddrinfo", addresses, raising=False)
+    monkeypatch.setattr(origin_module, "RESOLVED_S", -1.0)
+    async with raw_server(WHOLE) as server:
+        http = client(server.url.replace("127.0.0.1", "a.name"))
+        assert await read(http) == VALUES
+        async with anyio.create_task_group() as tasks:
+            for _ in range(5):
+                tasks.start_soon(read, http)
+        await http.aclose()
+    assert len(asked) == 2
+
+
 async def test_a_name_that_nobody_knows_makes_it_unavailable() -> None:
     http = client("http://no-such-name.invalid:80")
     with pytest.raises(EngineUnavailable, match="its name"):
@@ -598,3 +619,16 @@ async def test_https_needs_a_certificate_that_is_trusted(certificate: Path, monk
         trusted = client(server.url)
         assert await read(trusted) == VALUES
         await trusted.aclose()
+
+
+async def test_a_connection_of_https_is_kept_too(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate)
+    monkeypatch.setenv("SSL_CERT_FILE", f"{certificate}.crt")
+    async with raw_server(WHOLE, keeps=9, tls=context) as server:
+        http = client(server.url, keeps_connections=True)
+        for _ in range(3):
+            assert await read(http) == VALUES
+            await _kept(http, 1)
+        assert (server.connections, len(server.heads)) == (1, 3)
+        await http.aclose()

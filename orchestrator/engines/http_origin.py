@@ -110,6 +110,8 @@ class Origin:
 
     async def _resolve(self) -> Sequence[str]:
         loop = asyncio.get_running_loop()
+        if self._addresses:  # others go on with what was known, and do not all ask again
+            self._known_until = loop.time() + self._connect_timeout_s
         try:
             with anyio.fail_after(self._connect_timeout_s):
                 found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
