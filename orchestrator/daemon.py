@@ -52,10 +52,10 @@ SINKS_DEADLINE_S: Final = 10.0
 ARCHIVE_DEADLINE_S: Final = 5.0
 """At the end, for the archive; what it does not get within it waits in the state for the next start."""
 
-COLLECT_AFTER: Final = (20_000, 100, 2)
+COLLECT_AFTER: Final = (10_000, 200, 2)
 """Thresholds of the collector of cycles (``gc.set_threshold``). A generation in flight is some hundred objects and no
 cycle: with Python's own thresholds all those in flight are looked through again and again, which holds the loop up. The
-youngest are looked through 20,000 at a time, 5 to 20 ms, and what is left of them when there are two million: with
+youngest are looked through 10,000 at a time, in 5 to 18 ms, and what is left of them when there are two million: with
 thousands in flight that takes tenths of a second. Garbage that does form cycles is bounded by the thresholds' product,
 four million objects."""
 
