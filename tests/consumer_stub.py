@@ -114,6 +114,7 @@ class StubDaemon:
         self.groups = groups
         self.script = script
         self.files: Callable[[int], tuple[list[int], Any]] | None = None  # step → open descriptors and table
+        self.is_old = False  # knows nothing of files, and refuses the parameter
         self.acked: list[int] = []
         self.given_back: list[int] = []
         self.handed_out: list[int] = []
@@ -200,9 +201,13 @@ class StubDaemon:
         connection.result(request_id, {"echo": params})
 
     def _hello(self, connection: StubConnection, request_id: int, params: dict[str, Any]) -> None:
-        connection.result(request_id, {"server": "stub", "protocol": 1, "max_payload": 1 << 30, "params": params})
+        result = {"server": "stub", "protocol": 1, "max_payload": 1 << 30, "params": params}
+        connection.result(request_id, result if self.is_old else result | {"by_file": True})
 
     def _get_batch(self, connection: StubConnection, request_id: int, params: dict[str, Any]) -> None:
+        if self.is_old and "by_file" in params:
+            connection.error(request_id, "bad_request", "get_batch: Object contains unknown field `by_file`")
+            return
         connection.waiting.append(request_id)
         if params.get("by_file"):
             connection.by_file.add(request_id)

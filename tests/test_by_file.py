@@ -29,6 +29,9 @@ from orchestrator.events import Launched, LeaseAcked
 from orchestrator.frames import encode_frame
 from orchestrator.held_groups import LocatedFrames, Place, StoredGroup
 from orchestrator.state import StateStore
+from orchestrator.state import readers as state_readers
+from orchestrator.state.readers import MAX_OPEN, SegmentReaders
+from orchestrator.state.segments import segment_path
 
 from .builders import frame_for
 from .campaigns import until
@@ -120,6 +123,7 @@ FAULTS: dict[str, Callable[[list[int], Any, Path], tuple[list[int], Any]]] = {
     "before the file": lambda fds, table, _: (fds, [table[0], [1, -8, 10]]),
     "less than nothing": lambda fds, table, _: (fds, [table[0], [1, 0, -1]]),
     "too much": lambda fds, table, _: (fds, [table[0], [1, 0, 2 << 30]]),
+    "beyond any file": lambda fds, table, _: (fds, [table[0], [1, 1 << 63, 10]]),
     "too much of what could be": lambda fds, table, _: (fds, [table[0], [1, 0, 1 << 80]]),
     "no list": lambda fds, _, __: (fds, {"0": 1}),
     "no integers": lambda fds, table, _: (fds, [table[0], [1, 0.5, 10]]),
@@ -141,6 +145,16 @@ def test_what_cannot_be_read_comes_through_the_socket(tmp_path: Path, fault: str
         assert asked == [True, False, False], "once is enough to know"
         assert (stub.given_back, stub.acked) == ([0], [0, 1])
         until(lambda: not _open_in(tmp_path), "all are closed")  # the stub closes its own a moment later
+
+
+def test_an_older_daemon_is_not_asked_for_files(tmp_path: Path) -> None:
+    with stub_daemon(tmp_path, 2) as stub:
+        stub.is_old = True
+        with RolloutClient(stub.path) as client:
+            for step in range(2):
+                batch = client.get_batch(5)
+                assert content(batch) == cut_in_two(stub.payloads[step])
+                client.ack(batch.lease)
 
 
 def test_no_memory_is_taken_for_more_than_is_allowed() -> None:
@@ -177,12 +191,15 @@ def test_what_nobody_has_looked_at_is_closed(tmp_path: Path, ends_by: str) -> No
         until(lambda: not _open_in(tmp_path), "all are closed")
 
 
-def test_descriptors_that_nobody_asked_for_are_closed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("of", ["status", "get_batch"])
+def test_descriptors_that_nobody_asked_for_are_closed(tmp_path: Path, of: str) -> None:
     def script(connection: StubConnection, request_id: int, method: str, _: dict[str, Any]) -> bool:
-        if method != "status":
+        if method != of:
             return False
         descriptors = [os.open(tmp_path, os.O_RDONLY) for _ in range(3)]
         answer = encode_frame({"id": request_id, "result": {"frames": "no batch"}})
+        if of == "get_batch":  # with its frames, in the usual way
+            answer = connection.batch_answer(request_id, 0)
         for i in range(len(answer)):  # byte by byte: they come with the first one
             socket.send_fds(connection.sock, [answer[i : i + 1]], descriptors if i == 0 else [])
         for descriptor in descriptors:
@@ -191,7 +208,7 @@ def test_descriptors_that_nobody_asked_for_are_closed(tmp_path: Path) -> None:
 
     with stub_daemon(tmp_path, 1, script=script) as stub, RolloutClient(stub.path) as client:
         for _ in range(3):
-            client.status()
+            client.status() if of == "status" else client.get_batch(5)
         client.close()
         until(lambda: not _open_in(tmp_path), "all are closed")
 
@@ -428,6 +445,29 @@ async def test_what_cannot_be_passed_on_goes_as_bytes_and_leaves_nothing_open(tm
         assert not _open_in(tmp_path)
 
 
+async def test_an_answer_that_cannot_list_its_frames_is_sent_with_them(tmp_path: Path) -> None:
+    """A batch of tens of thousands of groups: the list is above the limit of a header, the batch is not."""
+    frame, groups = _stored(0).frame, 60_000
+
+    async def get_batch(_: Connection, __: Request) -> Answer:
+        descriptor = os.open(tmp_path / "frame", os.O_RDONLY)
+        table = [(0, 10**8 + i, len(frame)) for i in range(groups)]
+        return Answer({"groups": 1}, [frame], located=LocatedFrames([descriptor], table))
+
+    def client(path: Path) -> None:
+        raw = RawClient(path)
+        raw.sock.sendall(encode_frame({"id": 1, "method": "get_batch", "params": {}}))
+        _, header_bytes, payload_bytes = struct.unpack("<4sIQ", raw._read(16))
+        assert json.loads(raw._read(header_bytes)) == {"id": 1, "result": {"groups": 1}}
+        assert raw._read(payload_bytes) == frame
+        raw.close()
+
+    (tmp_path / "frame").write_bytes(frame)
+    async with serving(tmp_path, Methods(get_batch=get_batch)) as path:
+        await anyio.to_thread.run_sync(client, path)
+        assert not _open_in(tmp_path)
+
+
 # -- the store ---------------------------------------------------------------------------------------------------------
 
 
@@ -531,3 +571,34 @@ async def test_a_segment_that_cannot_be_opened_is_no_failure(tmp_path: Path) -> 
             path.unlink()
             assert await store.located(_held(store)[:1]) is None
             shutil.copy(tmp_path / "kept", path)
+
+
+async def test_segments_that_are_asked_for_stay_open_when_others_are_opened(tmp_path: Path) -> None:
+    for number in range(MAX_OPEN + 20):
+        segment_path(tmp_path, number).touch()
+    readers = SegmentReaders(tmp_path)
+    assert await readers.open(range(20))
+    assert await readers.open(range(20, MAX_OPEN))
+    assert await readers.open([*range(20), *range(MAX_OPEN, MAX_OPEN + 12)])
+    assert len(readers.numbers) == MAX_OPEN
+    readers.close()
+    assert not _open_in(tmp_path)
+
+
+async def test_a_disk_that_hangs_holds_one_thread_for_a_segment_and_no_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.mkfifo(segment_path(tmp_path, 1))  # opened for reading, it waits for a writer
+    segment_path(tmp_path, 2).touch()
+    monkeypatch.setattr(state_readers, "OPEN_PATIENCE_S", 0.01)
+    readers = SegmentReaders(tmp_path)
+    with anyio.fail_after(20):
+        for _ in range(100):  # as many threads would be more than there are
+            assert not await readers.open([1, 2])
+        assert readers.are_open([2])
+        writing = await anyio.to_thread.run_sync(os.open, segment_path(tmp_path, 1), os.O_WRONLY)
+        monkeypatch.undo()
+        assert await readers.open([1, 2])
+    os.close(writing)
+    readers.close()
+    assert not _open_in(tmp_path)

@@ -168,6 +168,14 @@ def test_a_group_is_looked_at_only_when_asked_for() -> None:
         _ = batch.groups[1].source
 
 
+@pytest.mark.parametrize("reward", [pytest.param(10**400, id="of 401 digits"), math.inf, True, "1", None])
+def test_a_reward_that_is_no_finite_number_is_a_frame_error(reward: Any) -> None:
+    frame = GroupFrame(encode_group(make_group()))
+    frame.header["samples"][0]["reward"] = reward
+    with pytest.raises(FrameError, match="a finite number is expected"):
+        check_group(frame)
+
+
 @pytest.mark.parametrize("status", [[], {}, 1, None, "lost"])
 def test_a_status_of_another_type_is_a_frame_error(status: Any) -> None:
     frame = GroupFrame(encode_group(make_group()))

@@ -119,7 +119,7 @@ def _check_sample(i: int, sample: Any, tokens: int) -> None:
     if not is_object or type(sample.get("status")) is not str or sample["status"] not in _STATUSES:
         raise FrameError(f"sample {i} is an object with an integer `index` and a known `status`")
     reward: Any = sample.get("reward")
-    if type(reward) not in _NUMBERS or not math.isfinite(reward):
+    if type(reward) not in _NUMBERS or not _is_finite(reward):
         raise FrameError(f"sample {i}: its reward is {reward!r}, a finite number is expected")
     if type(sample.get("metadata")) not in _OBJECT_OR_NULL:
         raise FrameError(f"sample {i}: `metadata` is an object")
@@ -132,6 +132,13 @@ def _check_sample(i: int, sample: Any, tokens: int) -> None:
         counted += run[1]
     if counted != tokens:
         raise FrameError(f"sample {i}: the counts of its versions do not add up to its {tokens} tokens")
+
+
+def _is_finite(number: float) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # the standard library reads integers of any length
+        return False
 
 
 def _is_run(run: Any) -> bool:

@@ -19,6 +19,7 @@ from typing import Any, Final
 from orchestrator.errors import ConnectionLost, TooManyConnections
 
 from .buffers import BufferPool
+from .files import CAN_READ_FILES
 from .waiting import Waiter
 from .wire import ANSWER_MARGIN_S, Wire
 
@@ -128,11 +129,12 @@ class Connecting:
     async def _greeted(self, wire: Wire) -> Wire:
         try:
             params: dict[str, Any] = {"rank": self.rank, "takeover": True} if self._takes_over else {}
-            await self._hello_over(wire, params)
+            result = await self._hello_over(wire, params)
         except BaseException:
             wire.close()
             raise
         self._takes_over = False
+        wire.reads_files = CAN_READ_FILES and result.get("by_file") is True  # an older daemon refuses the parameter
         return wire
 
     async def _hello_over(self, wire: Wire, params: dict[str, Any]) -> dict[str, Any]:

@@ -107,8 +107,8 @@ async def read_frames(frames: Sequence[Located], pool: BufferPool, give_way: Cal
         while begin < end:
             try:
                 count = os.preadv(descriptor, [memory[begin : min(end, begin + READ_SLICE_BYTES)]], offset)
-            except OSError as error:
-                raise Unreadable(f"the daemon's file cannot be read: {error.strerror or error}") from error
+            except (OSError, OverflowError) as error:  # no file has an offset of 64 bits
+                raise Unreadable(f"the daemon's file cannot be read: {error}") from error
             if count == 0:
                 raise Unreadable("the daemon's file is shorter than it said")
             begin, offset, unshared = begin + count, offset + count, unshared + count

@@ -24,7 +24,7 @@ from orchestrator.errors import ConnectionLost, FrameError, OrchestratorError
 from orchestrator.frames import encode_frame
 
 from .buffers import BufferPool, Bytes
-from .files import CAN_READ_FILES, close_all, receive
+from .files import close_all, receive
 from .remote_errors import error_from_wire
 from .stream import Frame, FrameReader
 from .waiting import Waiter
@@ -73,7 +73,7 @@ class Wire:
         self._forgotten: set[int] = set()  # ids of `_pending` that nobody waits for
         self._answers: dict[int, Answer | OrchestratorError] = {}
         self._passed: list[int] = []  # descriptors that came with the frame that is being received
-        self.reads_files = CAN_READ_FILES
+        self.reads_files = False
         self._end: str | None = None
 
     @property
@@ -276,7 +276,7 @@ class Wire:
         descriptors, self._passed = tuple(self._passed), []
         method = self._pending.pop(request_id, None) if type(request_id) is int else None
         is_wanted = method is not None and request_id not in self._forgotten
-        if isinstance(outcome, Answer) and is_wanted and method == "get_batch":
+        if isinstance(outcome, Answer) and is_wanted and method == "get_batch" and "frames" in outcome.result:
             outcome = outcome._replace(descriptors=descriptors)
         else:
             close_all(descriptors)

@@ -230,8 +230,7 @@ class Connection:
             if reply.descriptors and await self._outbox.send_descriptors(reply.short, reply.descriptors):
                 return
         finally:
-            for descriptor in reply.descriptors:
-                os.close(descriptor)
+            _close(reply.descriptors)
         await self._outbox.send(reply.head, reply.frames)
 
     async def _reply(self, request: Request) -> _Reply:
@@ -253,17 +252,28 @@ class Connection:
         Raises:
             FrameError: the result is above the limit of a header; the answer is undone.
         """
-        located = answer.located or LocatedFrames([], [])
         try:
             head = encode_frame({"id": request_id, "result": answer.result}, sum(map(len, answer.frames)))
-            short = encode_frame({"id": request_id, "result": answer.result | {"frames": located.table}})
         except FrameError:
-            for descriptor in located.descriptors:
-                os.close(descriptor)
+            if answer.located is not None:
+                _close(answer.located.descriptors)
             if answer.undo is not None:
                 answer.undo()
             raise
-        return _Reply(head, answer.frames, answer.lease, short, located.descriptors)
+        reply = _Reply(head, answer.frames, answer.lease)
+        if answer.located is None:
+            return reply
+        try:
+            short = encode_frame({"id": request_id, "result": answer.result | {"frames": answer.located.table}})
+        except FrameError:  # of tens of thousands of groups: the list of them is above the limit of a header
+            _close(answer.located.descriptors)
+            return reply
+        return reply._replace(short=short, descriptors=answer.located.descriptors)
+
+
+def _close(descriptors: Sequence[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
 
 
 def error_frame(request_id: int | None, error: OrchestratorError) -> bytes:

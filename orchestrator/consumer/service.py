@@ -210,6 +210,7 @@ class ConsumerService:
                 "sources": list(self._ledger.sources),
                 "step": self._ledger.step,
                 "policy_version": self._ledger.policy_version,
+                "by_file": True,
             }
         )
 

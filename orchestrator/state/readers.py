@@ -8,6 +8,7 @@ Invariants:
 * A descriptor reads only. What is given away is a duplicate; whoever gets it closes it.
 * Segments are opened by a worker thread, and stay open for the next time: ``MAX_OPEN`` at most, those that were asked
   for last. One that is removed is closed with that, so that the disk gets its space back.
+* One thread opens a segment at a time, however many wait for it, and nobody waits longer than ``OPEN_PATIENCE_S``.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ __all__ = ["MAX_OPEN", "SegmentReaders"]
 MAX_OPEN: Final = 32
 """A batch is of the newest groups of each source, which lie in a few segments."""
 
+OPEN_PATIENCE_S: Final = 1.0
+"""A disk on which opening a file takes longer hangs; the frames are in memory as well."""
+
 _open = aiofiles.os.wrap(os.open)
 _FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC
 
@@ -44,6 +48,7 @@ class SegmentReaders:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._open: OrderedDict[int, int] = OrderedDict()  # segment → descriptor, the last asked for at the end
+        self._opening: dict[int, asyncio.Future[int]] = {}
 
     @property
     def numbers(self) -> set[int]:
@@ -59,20 +64,25 @@ class SegmentReaders:
         wanted = set(numbers)
         if len(wanted) > MAX_OPEN:
             return False
+        for number in wanted & self._open.keys():
+            self._open.move_to_end(number)  # or those to be opened would take its room
         opening = [self._begin_opening(number) for number in wanted - self._open.keys()]
         if opening:
-            await asyncio.wait(opening)  # which go on where this is cancelled
+            await asyncio.wait(opening, timeout=OPEN_PATIENCE_S)  # they go on, also where this is cancelled
         return self.are_open(wanted)
 
     def _begin_opening(self, number: int) -> asyncio.Future[int]:
-        opening: asyncio.Future[int] = asyncio.ensure_future(_open(segment_path(self._directory, number), _FLAGS))
-        opening.add_done_callback(partial(self._opened, number))
+        opening = self._opening.get(number)
+        if opening is None:
+            opening = asyncio.ensure_future(_open(segment_path(self._directory, number), _FLAGS))
+            self._opening[number] = opening
+            opening.add_done_callback(partial(self._opened, number))
         return opening
 
     def _opened(self, number: int, opening: asyncio.Future[int]) -> None:
+        del self._opening[number]
         if opening.cancelled() or opening.exception() is not None:
             return  # removed meanwhile, or too many are open: the frames are in memory as well
-        self.forget(number)  # another who asked for it at the same time may have been first
         self._open[number] = opening.result()
         while len(self._open) > MAX_OPEN:
             self.forget(next(iter(self._open)))
