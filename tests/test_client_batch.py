@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.client import Batch, RolloutClient
+from orchestrator.client import Batch, RolloutClient, checks
 from orchestrator.client.buffers import MAX_BUFFERS, BufferPool
-from orchestrator.client.checks import check_group
+from orchestrator.client.groups import RolloutGroup
 from orchestrator.errors import FrameError
 from orchestrator.frames import GroupFrame, encode_group
 from orchestrator.records import NO_VERSION, Group, Sample, SampleStatus
@@ -181,7 +181,55 @@ def test_a_status_of_another_type_is_a_frame_error(status: Any) -> None:
     frame = GroupFrame(encode_group(make_group()))
     frame.header["samples"][0]["status"] = status
     with pytest.raises(FrameError, match="known `status`"):
-        check_group(frame)
+        checks.check_samples(frame, frame.integers("response_offsets"))
+
+
+ODD: list[Any] = [None, True, 0, -1, -2, 0.5, 3.0, 1e308, 1 << 53, 1 << 60, "a", "ab", [], [[]], {}, {"ab": 1}, [0, 3]]
+ODD += [[[0, 3]], [[0, 3.0]], [[True, 3]], [[-1, 3]], [[-2, 3]], [[0, 4]], [[0, 2], [1, 1]], [[0, 3, 0]], [["0", "3"]]]
+ODD += [{"ab": [0, 3]}, ["ab"], [{"a": 0, "b": 3}], "completed", "truncated", "lost"]
+
+
+@pytest.mark.parametrize("key", ["index", "status", "reward", "versions", "metadata", None])
+def test_samples_that_are_found_plain_are_those_that_a_close_look_finds_sound(key: str | None) -> None:
+    """And what is refused is so wherever it is asked for: by reward, or by anything else."""
+    found = {True: 0, False: 0}
+    for value in [*ODD, ...]:
+        frame = GroupFrame(encode_group(make_group(lengths=(3, 3))))
+        offsets, samples = frame.integers("response_offsets"), frame.header["samples"]
+        if key is None:
+            samples[1] = value
+        elif value is ...:
+            del samples[1][key]
+        else:
+            samples[1][key] = value
+        try:
+            for i, sample in enumerate(samples):
+                checks._check_sample(i, sample, 3)
+            is_sound = True
+        except FrameError:
+            is_sound = False
+        found[is_sound] += 1
+        assert is_sound or not checks._are_plain(samples, offsets), value
+        if is_sound:
+            checks.check_samples(frame, offsets)
+            assert checks.rewards_of(frame) == [sample["reward"] for sample in samples]
+        else:
+            with pytest.raises(FrameError, match="group 0: sample 1"):
+                checks.check_samples(frame, offsets)
+            if key in ("reward", None):
+                with pytest.raises(FrameError, match="group 0: sample 1: its reward"):
+                    checks.rewards_of(frame)
+    assert found[False] > 10
+    assert found[True] or key is None
+
+
+def test_columns_of_a_group_are_there_though_its_samples_are_refused() -> None:
+    header, frame = make_group(), encode_group(make_group())
+    group = RolloutGroup(memoryview(frame.replace(b'"status":"completed"', b'"status":"completeX"')))
+    assert list(group.response_tokens) == [token for sample in header.samples for token in sample.tokens]
+    for ask in (lambda: group.samples, lambda: group.token_versions):
+        with pytest.raises(FrameError, match="known `status`"):
+            ask()
 
 
 @pytest.mark.parametrize("missing", ["lease", "step", "policy_version", "groups"])

@@ -2,7 +2,8 @@
 
 Invariants:
 
-* What does not add up (offsets, lengths, versions, types) is a ``FrameError``, never a wrong number.
+* What does not add up (offsets, lengths, versions, types) is a ``FrameError``, never a wrong number. Columns are looked
+  at first; what is said of the samples when somebody asks for it.
 * Header keys and columns that are not known here are ignored.
 """
 
@@ -16,7 +17,7 @@ from orchestrator.errors import FrameError
 from orchestrator.frames import GroupFrame
 from orchestrator.records import NO_VERSION, SampleStatus
 
-__all__ = ["check_group"]
+__all__ = ["check_columns", "check_samples", "rewards_of"]
 
 _DTYPES: Final[dict[str, str]] = {
     "prompt_tokens": "I32",
@@ -28,7 +29,6 @@ _DTYPES: Final[dict[str, str]] = {
     "text": "U8",
 }
 _STATUSES: Final = frozenset(status.value for status in SampleStatus)
-_NUMBERS: Final = (int, float)
 _OBJECT_OR_NULL: Final = (dict, type(None))
 _FACTS: Final = itemgetter("index", "status", "reward", "versions", "metadata")
 _OF_INTEGERS: Final = {int}
@@ -39,8 +39,8 @@ VERSIONS_END: Final = 1 << 53
 """Policy versions are whole numbers that a JSON reader of any language holds exactly."""
 
 
-def check_group(frame: GroupFrame) -> list[int]:
-    """Look at everything in the frame.
+def check_columns(frame: GroupFrame) -> list[int]:
+    """Look at the frame's columns, and whether it has samples.
 
     Returns:
         [n+1]: where each sample's tokens begin and end.
@@ -55,13 +55,35 @@ def check_group(frame: GroupFrame) -> list[int]:
     if type(samples) is not list or header.get("n", len(samples)) != len(samples):
         raise FrameError(f"group {header['group_index']}: `samples` is a list of `n` objects")
     try:
-        offsets = _check_columns(frame, len(samples))
-        if not _are_plain(samples, offsets):
-            for i, sample in enumerate(samples):
-                _check_sample(i, sample, offsets[i + 1] - offsets[i])
+        return _check_columns(frame, len(samples))
     except FrameError as error:
         raise FrameError(f"group {header['group_index']}: {error}") from None
-    return offsets
+
+
+def rewards_of(frame: GroupFrame) -> list[float]:
+    """[n]: the rewards of a frame whose columns have been looked at; raises ``FrameError``."""
+    samples = frame.header["samples"]
+    try:
+        rewards: list[float] = [sample["reward"] for sample in samples]
+        if {*map(type, rewards)} <= _REAL and all(map(math.isfinite, rewards)):
+            return rewards
+    except (KeyError, TypeError, OverflowError):
+        pass
+    for i, sample in enumerate(samples):
+        _check_reward(f"group {frame.header['group_index']}: sample {i}", sample)
+    raise FrameError(f"group {frame.header['group_index']}: its rewards cannot be read")
+
+
+def check_samples(frame: GroupFrame, offsets: list[int]) -> None:
+    """Look at what a frame says of its samples; raises as :func:`check_columns`, which gave the offsets."""
+    samples = frame.header["samples"]
+    if _are_plain(samples, offsets):
+        return
+    try:
+        for i, sample in enumerate(samples):
+            _check_sample(i, sample, offsets[i + 1] - offsets[i])
+    except FrameError as error:
+        raise FrameError(f"group {frame.header['group_index']}: {error}") from None
 
 
 def _check_columns(frame: GroupFrame, n: int) -> list[int]:
@@ -118,9 +140,7 @@ def _check_sample(i: int, sample: Any, tokens: int) -> None:
     is_object = isinstance(sample, dict) and type(sample.get("index")) is int
     if not is_object or type(sample.get("status")) is not str or sample["status"] not in _STATUSES:
         raise FrameError(f"sample {i} is an object with an integer `index` and a known `status`")
-    reward: Any = sample.get("reward")
-    if type(reward) not in _NUMBERS or not _is_finite(reward):
-        raise FrameError(f"sample {i}: its reward is {reward!r}, a finite number is expected")
+    _check_reward(f"sample {i}", sample)
     if type(sample.get("metadata")) not in _OBJECT_OR_NULL:
         raise FrameError(f"sample {i}: `metadata` is an object")
     versions, counted = sample.get("versions"), 0
@@ -134,11 +154,14 @@ def _check_sample(i: int, sample: Any, tokens: int) -> None:
         raise FrameError(f"sample {i}: the counts of its versions do not add up to its {tokens} tokens")
 
 
-def _is_finite(number: float) -> bool:
+def _check_reward(what: str, sample: Any) -> None:
+    reward: Any = sample.get("reward") if isinstance(sample, dict) else None
     try:
-        return math.isfinite(number)
-    except OverflowError:  # the standard library reads integers of any length
-        return False
+        is_number = type(reward) in _REAL and math.isfinite(reward)
+    except OverflowError:
+        is_number = False
+    if not is_number:
+        raise FrameError(f"{what}: its reward is {reward!r:.100}, a finite number is expected")
 
 
 def _is_run(run: Any) -> bool:

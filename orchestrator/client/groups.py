@@ -2,8 +2,8 @@
 
 Invariants:
 
-* A group's header is parsed, and everything in it is checked (``checks.py``), when something of the group is first
-  asked for; until then a group costs nothing.
+* A group's header is parsed, and its columns are checked (``checks.py``), when something of the group is first asked
+  for; what it says of its samples is checked when that is. Until then it costs nothing.
 * Arrays are views: no copy, writable, and they keep the memory of the whole batch (``buffers.py``).
 """
 
@@ -18,7 +18,7 @@ from orchestrator.errors import FrameError
 from orchestrator.frames import PREFIX_BYTES, GroupFrame, parse_prefix
 from orchestrator.records import NO_VERSION, SampleStatus, Versions
 
-from .checks import check_group
+from .checks import check_columns, check_samples, rewards_of
 
 __all__ = ["Array", "RolloutGroup", "RolloutSample"]
 
@@ -113,11 +113,12 @@ class RolloutGroup:
     """
 
     # Kept by hand: `cached_property` takes a lock at each first look, and a batch has hundreds of columns.
-    __slots__ = ("_arrays", "_bytes", "_frame", "_offsets", "_texts")
+    __slots__ = ("_arrays", "_bytes", "_frame", "_has_sound_samples", "_offsets", "_texts")
 
     def __init__(self, frame: memoryview) -> None:
         self._bytes = frame
         self._frame: GroupFrame | None = None
+        self._has_sound_samples = False
         self._offsets: list[int] = []
         self._texts: list[int] = []
         self._arrays: dict[str, Array] = {}
@@ -140,12 +141,23 @@ class RolloutGroup:
 
     @property
     def frame(self) -> GroupFrame:
-        """The parsed and checked frame."""
-        if self._frame is None:
-            frame = GroupFrame(self._bytes)
-            self._offsets = check_group(frame)
-            self._frame = frame
-        return self._frame
+        """The parsed frame, with columns that add up."""
+        return self._frame or self._parse()
+
+    def _parse(self) -> GroupFrame:
+        frame = GroupFrame(self._bytes)
+        self._offsets = check_columns(frame)
+        self._frame = frame
+        return frame
+
+    def _samples(self) -> list[dict[str, Any]]:
+        """What the header says of each sample, checked."""
+        frame = self.frame
+        if not self._has_sound_samples:
+            check_samples(frame, self._offsets)
+            self._has_sound_samples = True
+        samples: list[dict[str, Any]] = frame.header["samples"]
+        return samples
 
     def _column(self, name: str) -> Array:
         array = self._arrays.get(name)
@@ -201,7 +213,7 @@ class RolloutGroup:
     def samples(self) -> Sequence[RolloutSample]:
         """[n]."""
         # New objects each time: kept ones would form a cycle with the group, whose memory waits for the collector.
-        return tuple(RolloutSample(self, i, header) for i, header in enumerate(self.frame.header["samples"]))
+        return tuple(RolloutSample(self, i, header) for i, header in enumerate(self._samples()))
 
     @property
     def n(self) -> int:
@@ -211,7 +223,7 @@ class RolloutGroup:
     @property
     def rewards(self) -> list[float]:
         """[n]."""
-        return [sample["reward"] for sample in self.frame.header["samples"]]
+        return rewards_of(self.frame)
 
     @property
     def prompt_tokens(self) -> Array:
@@ -222,7 +234,7 @@ class RolloutGroup:
     def offsets(self) -> list[int]:
         """[n+1]: where each sample's tokens begin and end in ``response_tokens``, ``logprobs`` and ``loss_mask``."""
         if self._frame is None:
-            self._frame = self.frame
+            self._parse()
         return self._offsets
 
     @property
@@ -245,7 +257,7 @@ class RolloutGroup:
     @property
     def token_versions(self) -> Array:
         """[T] int64: the policy version of every response token; −1 for tokens of tools and users. A copy."""
-        runs = [run for sample in self.frame.header["samples"] for run in sample["versions"]]
+        runs = [run for sample in self._samples() for run in sample["versions"]]
         pairs = np.array(runs, np.int64).reshape(-1, 2)
         return np.repeat(pairs[:, 0], pairs[:, 1])
 

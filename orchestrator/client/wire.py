@@ -277,7 +277,7 @@ class Wire:
         method = self._pending.pop(request_id, None) if type(request_id) is int else None
         is_wanted = method is not None and request_id not in self._forgotten
         if isinstance(outcome, Answer) and is_wanted and method == "get_batch" and "frames" in outcome.result:
-            outcome = outcome._replace(descriptors=descriptors)
+            outcome = Answer(outcome.result, outcome.payload, descriptors)
         else:
             close_all(descriptors)
         if request_id is None and isinstance(outcome, OrchestratorError):
