@@ -212,6 +212,7 @@ def assemble(
         cause=reporter.cause,
         connections=connections,
         log=logs.logger("consumer"),
+        routine=logs.routine("consumer"),
     )
     server = ConsumerServer(
         config.consumer.socket,

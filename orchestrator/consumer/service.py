@@ -97,7 +97,8 @@ class ConsumerService:
         status: everything that ``status`` reports, with the figures of that many of the last steps.
         cause: the sentence and the facts of why no batch is formed.
         connections: filled with the live connections, by number.
-        log: for who gets which batch.
+        log: for what happens to connections.
+        routine: for who gets which batch.
     """
 
     def __init__(
@@ -119,6 +120,7 @@ class ConsumerService:
         cause: Callable[[Waiting | Shortage | None], dict[str, Any]],
         connections: dict[int, Connection],
         log: FilteringBoundLogger,
+        routine: FilteringBoundLogger,
     ) -> None:
         self._run_name = run_name
         self._version = version
@@ -132,6 +134,7 @@ class ConsumerService:
         self._marks: dict[int, int] = {}  # step → up to where the log has to be written before its batch is sent
         self._changed = changed
         self._log = log
+        self._routine = routine
         self._status = status
         self._cause = cause
         self._methods: dict[str, Method] = {
@@ -266,7 +269,7 @@ class ConsumerService:
             "counts": batch.counts,
             "groups": len(groups),
         }
-        self._log.info(
+        self._routine.info(
             f"step {batch.step} is handed out to rank {handout.share.rank}, process {handout.holder.pid}",
             dataset="step.lease",
             action="handed_out",

@@ -20,7 +20,7 @@ from structlog.typing import FilteringBoundLogger
 
 from orchestrator.events import Event
 
-from .journal import JOURNAL, log_event
+from .journal import journal_line, level_of
 from .lines import ConsoleLines, EcsLines
 from .recent import RecentEvents
 from .writer import FLUSH_DEADLINE_S, LogWriter, Sink
@@ -103,8 +103,7 @@ class LogHandle:
         self.recent = RecentEvents()
         self._writer = LogWriter(sink, self._loss)
         self._root = self._wrapped(self._writer.offer, level)
-        # What the state has as well is not hurried to the disk.
-        self._journal = self._wrapped(self._writer.offer_later, level).bind(dataset=JOURNAL)
+        self._routine = self._wrapped(self._writer.offer_later, level)
         self._handler = _LibraryHandler(self.logger("library"))
         logging.getLogger().addHandler(self._handler)
 
@@ -120,6 +119,10 @@ class LogHandle:
     def logger(self, dataset: str, **fields: Any) -> FilteringBoundLogger:
         """A logger whose lines carry ``event.dataset`` and the fields; see ``lines`` for those with short names."""
         return self._root.bind(dataset=dataset, **fields)
+
+    def routine(self, dataset: str) -> FilteringBoundLogger:
+        """The same for what the state has as well, and that therefore need not be hurried to the disk."""
+        return self._routine.bind(dataset=dataset)
 
     def step(self, figures: StepFigures) -> None:
         """The lines of one step.
@@ -149,8 +152,10 @@ class LogHandle:
 
     def recorded(self, event: Event) -> None:
         """The line of an event that the state log has now; there is none on a terminal."""
-        if not self._is_text:
-            log_event(self._journal, event)
+        level = level_of(event)
+        if not self._is_text and self._root.is_enabled_for(level):
+            line = self._lines(None, logging.getLevelName(level).lower(), journal_line(event))
+            self._writer.offer_later(line)
 
     def reopen(self) -> None:
         """Go on in a new file of the same name, after the old one was renamed; returns at once."""

@@ -16,11 +16,10 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
-from structlog.typing import FilteringBoundLogger
 
 from orchestrator.events import Dropped, Event, Launched
 
-__all__ = ["JOURNAL", "log_event"]
+__all__ = ["JOURNAL", "journal_line", "level_of"]
 
 JOURNAL: Final = "journal"
 """``event.dataset`` of these lines."""
@@ -28,13 +27,16 @@ JOURNAL: Final = "journal"
 _LONG: Final = frozenset({"shares", "lengths", "rewards"})
 
 
-def log_event(log: FilteringBoundLogger, event: Event) -> None:
-    """Write the line of an event that was recorded."""
-    level = logging.DEBUG if isinstance(event, Launched | Dropped) else logging.INFO
-    if not log.is_enabled_for(level):
-        return
+def level_of(event: Event) -> int:
+    """At which level the line of an event is written."""
+    return logging.DEBUG if isinstance(event, Launched | Dropped) else logging.INFO
+
+
+def journal_line(event: Event) -> dict[str, Any]:
+    """The line of an event that was recorded, as a logger's event dictionary."""
     facts: dict[str, Any] = {key: value for key, value in msgspec.to_builtins(event).items() if key not in _LONG}
     action = facts.pop("event")
     names = {key: facts.pop(key) for key in ("source", "engine") if isinstance(facts.get(key), str)}
     told = [f"{key} {value}" for key, value in {**names, **facts}.items() if not isinstance(value, Mapping | list)]
-    log.log(level, f"recorded: {action} ({', '.join(told)})", action=action, state=facts, **names)
+    message = f"recorded: {action} ({', '.join(told)})"
+    return {"event": message, "dataset": JOURNAL, "action": action, "state": facts, **names}
