@@ -62,13 +62,14 @@ class WatchedDaemon(Daemon):
 
 @dataclass
 class Windows:
-    """One size: a round a window; lateness in ms; memory in MB when the last one ended."""
+    """One size: a round a window; lateness in ms; memory in MB when the last one ended, and finished groups of that."""
 
     rounds: dict[str, list[Taken]]
     in_flight: float
     p99_ms: float
     idle_p99_ms: float
     memory_mb: float
+    buffered_mb: float
 
 
 @contextmanager
@@ -173,6 +174,7 @@ def _windows(
         p99_ms(late.late() - turns),
         p99_ms(idle_late.late() - idle_turns),
         memory_mb(pid),
+        sum(source["buffered_bytes"] for source in client.status()["sources"].values()) / (1 << 20),
     )
 
 
@@ -206,14 +208,21 @@ def run(options: Options) -> Result:
     ratio = cpu_ratio(at.rounds, "orchestrator", "bare aiohttp")
     ended = 1e6 / wall(at.rounds["orchestrator"])
     late = at.p99_ms - at.idle_p99_ms
-    memory = 1000 * (last.memory_mb - first.memory_mb) / (sizes[-1] - sizes[0])
+    thousands = (sizes[-1] - sizes[0]) / 1000
+    memory, buffered = last.memory_mb - first.memory_mb, last.buffered_mb - first.buffered_mb
     result.goals += [
         Goal(f"CPU of ours, of bare aiohttp, {size:,} in flight", ratio, " x", at_most=1.3),
+        *(
+            Goal(f"the same, {n:,} in flight", cpu_ratio(found[n].rounds, "orchestrator", "bare aiohttp"), " x")
+            for n in sizes
+            if n != size
+        ),
         Goal("read a second", ended, " generations"),
         Goal("in flight when looked at", at.in_flight, " generations"),
         Goal("loop's lag p99, beyond an idle loop's", late, " ms", at_most=20),
         Goal("an idle loop's lag p99", at.idle_p99_ms, " ms"),
-        Goal("memory of 1,000 more in flight", memory, " MB", at_most=25),
+        Goal("memory of 1,000 more in flight", memory / thousands, " MB", at_most=25),
+        Goal("of that, finished groups in buffers", buffered / thousands, " MB"),
     ]
     points = [(f.size, f.cpu_us) for f in result.figures if f.contender == "orchestrator"]
     result.growth = (
