@@ -208,7 +208,7 @@ def assemble(
         waits=waits,
         sources=reloader,
         changed=changed,
-        status=reporter.status,
+        status=reporter.kept_status,
         cause=reporter.cause,
         connections=connections,
         log=logs.logger("consumer"),

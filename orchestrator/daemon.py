@@ -205,7 +205,7 @@ class Daemon:
             # Before the socket: whoever is let in there may look here. Not ready until an engine is.
             if self._config.status.http is not None:
                 samples = None if parts.archiver is None else parts.archiver.look
-                page = StatusServer(self._config.status.http, parts.reporter.status, parts.history, samples)
+                page = StatusServer(self._config.status.http, parts.reporter.kept_status, parts.history, samples)
                 await tasks.start(page.run)
             await tasks.start(parts.server.run)
             await tasks.start(parts.pool.run)

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
+import anyio
 from structlog.typing import FilteringBoundLogger
 
 from . import __version__
@@ -39,6 +40,9 @@ __all__ = ["Reporter", "StepLog"]
 
 EVENTS: Final = 20
 """Of the last log lines, in a status: a screen."""
+
+WRITE_PATIENCE_S: Final = 1.0
+"""A status waits this long for what it reports to be written; a failing disk must not hide it."""
 
 
 class StepLog:
@@ -164,6 +168,16 @@ class Reporter:
         if self._store.fault is not None:
             return self.cause(None)
         return self.cause(trainer.why) if trainer.count else None
+
+    async def kept_status(self, history: int = 0) -> dict[str, Any]:
+        """The status, once what it reports is written: what is said to be buffered has to be there after a crash.
+
+        Where the disk takes longer than :data:`WRITE_PATIENCE_S` it is as it is then: a fault must not hide itself.
+        """
+        status, mark = self.status(history), self._store.mark
+        with anyio.move_on_after(WRITE_PATIENCE_S) as writing:
+            await self._store.written(mark)
+        return self.status(history) if writing.cancelled_caught else status
 
     def status(self, history: int = 0) -> dict[str, Any]:
         """Everything that ``orchestrator status --json`` prints, with the figures of that many of the last steps."""

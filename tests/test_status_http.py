@@ -145,3 +145,26 @@ def test_the_page_is_for_this_machine_and_what_it_missed_comes_again(tmp_path: P
 def one_more(port: int) -> int:
     with closing(Stream(port)) as stream:
         return stream.code
+
+
+def test_what_was_reported_as_buffered_is_there_after_a_kill(tmp_path: Path) -> None:
+    port = free_port()
+    config = write_config(
+        tmp_path,
+        status={"http": f"127.0.0.1:{port}"},
+        rollout={"rollout_batch_size": 400, "lookahead": 4},
+        engines=[{"kind": "scripted", "time_scale": 0.01, "max_in_flight": 16}],
+    )
+    with daemon(config) as process:
+        for turn in range(4):
+            process.connect().close()
+            reported = {"easy": 0, "hard": 0}
+            for source in ("easy", "hard") * 10:  # while groups come, which they do all the time
+                status = json.loads(fetch(port, "/status")[1])["sources"]
+                reported[source] = status[source]["groups"]["buffered"]
+            process.kill()
+            process.start()
+            with process.connect() as client:
+                kept = {name: source["groups"]["buffered"] for name, source in client.status()["sources"].items()}
+            assert all(kept[name] >= reported[name] for name in reported), (turn, reported, kept)
+        assert reported["easy"] > 20

@@ -10,7 +10,7 @@ Invariants:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol, cast
 
 import anyio
@@ -44,9 +44,6 @@ MAX_CLIENT_CHARS = 80
 
 WRITE_PATIENCE_S = 5.0
 """A batch that is formed is worth this wait for the disk, however short the trainer's own deadline is."""
-
-STATUS_WRITE_DEADLINE_S = 1.0
-"""A status answer waits this long for what it reports to be written; a failing disk must not hide the status."""
 
 
 class RunControl(Protocol):
@@ -94,7 +91,7 @@ class ConsumerService:
         waits: told of everybody who waits for a batch.
         sources: the config file, and the sources.
         changed: notified when a waiting ``get_batch`` should look again.
-        status: everything that ``status`` reports, with the figures of that many of the last steps.
+        status: everything that ``status`` reports, all of it written, with the figures of that many of the last steps.
         cause: the sentence and the facts of why no batch is formed.
         connections: filled with the live connections, by number.
         log: for what happens to connections.
@@ -116,7 +113,7 @@ class ConsumerService:
         waits: Waits,
         sources: SourceControl,
         changed: Broadcast,
-        status: Callable[[int], dict[str, Any]],
+        status: Callable[[int], Awaitable[dict[str, Any]]],
         cause: Callable[[Waiting | Shortage | None], dict[str, Any]],
         connections: dict[int, Connection],
         log: FilteringBoundLogger,
@@ -303,11 +300,7 @@ class ConsumerService:
         return Answer({"cancelled": connection.cancel(params.id)})
 
     async def _report_status(self, _: Connection, params: m.Status) -> Answer:
-        # First built, then waited for: what is reported as buffered has to be there after a crash.
-        status, mark = self._status(params.history), self._journal.mark
-        with anyio.move_on_after(STATUS_WRITE_DEADLINE_S) as writing:
-            await self._journal.written(mark)
-        return Answer(self._status(params.history) if writing.cancelled_caught else status)
+        return Answer(await self._status(params.history))
 
     async def _set_weight(self, connection: Connection, params: m.SetWeight) -> Answer:
         self._control.set_weight(params.source, params.weight, by=_who(connection))

@@ -47,7 +47,7 @@ class StatusServer:
     def __init__(
         self,
         address: str,
-        status: Callable[[], dict[str, Any]],
+        status: Callable[[], Awaitable[dict[str, Any]]],
         history: StepHistory,
         samples: SampleReader | None = None,
     ) -> None:
@@ -115,17 +115,17 @@ class StatusServer:
         return web.Response(text="ok\n")
 
     async def _ready(self, _: web.Request) -> web.Response:
-        engines = self._status()["engines"]
+        engines = (await self._status())["engines"]
         if any(engine["state"] in AT_WORK for engine in engines):
             return web.Response(text="ready\n")
         states = ", ".join(f"{engine['name']} is {engine['state']}" for engine in engines) or "there is none"
         return web.Response(status=503, text=f"no engine is at work: {states}\n")
 
     async def _report(self, _: web.Request) -> web.Response:
-        return web.Response(body=orjson.dumps(self._status()), content_type="application/json")
+        return web.Response(body=orjson.dumps(await self._status()), content_type="application/json")
 
     async def _metrics(self, _: web.Request) -> web.Response:
-        status = self._status() | {"history": self._history.last(1)}
+        status = (await self._status()) | {"history": self._history.last(1)}
         return web.Response(
             body=render_metrics(status), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
         )

@@ -13,7 +13,7 @@ Invariants:
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import anyio
@@ -46,7 +46,7 @@ class Streams:
         history: the figures of the steps.
     """
 
-    def __init__(self, status: Callable[[], dict[str, Any]], history: StepHistory) -> None:
+    def __init__(self, status: Callable[[], Awaitable[dict[str, Any]]], history: StepHistory) -> None:
         self._status = status
         self._history = history
         self._instance = secrets.token_hex(8)
@@ -80,7 +80,7 @@ class Streams:
             while not self._closing.is_set():
                 news = self._steps(seen) if self._history.newest > seen else b""
                 seen = self._history.newest
-                await self._send(response, news + self._status_event())
+                await self._send(response, news + await self._status_event())
                 with anyio.move_on_after(PERIOD_S):
                     await self._closing.wait()
         except (ConnectionError, TimeoutError):
@@ -103,9 +103,9 @@ class Streams:
         name = f"id: {self._instance}:{self._history.newest}\nevent: steps\ndata: ".encode()
         return name + head + b',"points":[' + points + b"]}\n\n"
 
-    def _status_event(self) -> bytes:
+    async def _status_event(self) -> bytes:
         now = anyio.current_time()
         if now - self._made >= PERIOD_S / 2:
             self._made = now
-            self._newest = b"event: status\ndata: " + orjson.dumps(self._status()) + b"\n\n"
+            self._newest = b"event: status\ndata: " + orjson.dumps(await self._status()) + b"\n\n"
         return self._newest
