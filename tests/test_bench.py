@@ -8,10 +8,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from .bench.main import parse
+from .bench.peers import ALL_PEERS, FOLDER, OPTIONAL, USUAL_PEERS, peers_python
+from .bench.result import Options
+from .bench.through import PARTS, optional
 
 ROOT = Path(__file__).parents[1]
 DEADLINE_S = 170
@@ -75,3 +81,21 @@ def test_a_plan_costs_little_more_than_drawing_sources_at_random(measured: dict[
 def test_the_plan_keeps_the_trainer_busy_and_wastes_nothing(measured: dict[str, Any]) -> None:
     """In the engine's own time, which no machine's load changes: these are the goals themselves."""
     assert [goal["what"] for goal in measured["waiting"]["goals"] if goal["is_met"] is False] == []
+
+
+def test_a_peer_that_is_not_known_is_refused_with_those_that_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(["--peers", "zmq,rabbit"])
+    assert f"no peer rabbit; there are {', '.join(ALL_PEERS)}" in capsys.readouterr().err
+
+
+def test_the_large_peers_are_installed_only_where_they_are_named(tmp_path: Path) -> None:
+    assert not set(parse([]).peers.split(",")) & set(OPTIONAL)
+    assert set(OPTIONAL) <= set(PARTS)
+    before = set(FOLDER.parent.glob(f"{FOLDER.name}*"))
+    assert peers_python(OPTIONAL) is None  # the usual environment holds nothing of theirs
+    notes: list[str] = []
+    with ExitStack() as stack:
+        assert optional(Options(tmp_path, peers=USUAL_PEERS), stack, tmp_path, notes) == {}
+    assert set(FOLDER.parent.glob(f"{FOLDER.name}*")) == before
+    assert notes == []

@@ -8,7 +8,7 @@ import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
-from .peers import REQUIREMENTS
+from .peers import OPTIONAL, REQUIREMENTS
 
 OURS = ("aiohttp", "anyio", "msgspec", "numpy", "orjson", "uvloop")
 
@@ -45,6 +45,6 @@ def describe(peers: tuple[str, ...], python: str | None) -> dict[str, str]:
         "packages": ", ".join(f"{name} {version(name)}" for name in OURS),
         "load before": load(),
     }
-    if python:
+    if python or set(peers) & set(OPTIONAL):
         told["peers"] = ", ".join(line for peer in peers for line in REQUIREMENTS.get(peer, ()))
     return told

@@ -17,7 +17,7 @@ from typing import Any
 from orchestrator.errors import OrchestratorError
 
 from .machine import describe, load
-from .peers import ALL_PEERS, USUAL_PEERS, peers_python
+from .peers import ALL_PEERS, OPTIONAL, USUAL_PEERS, peers_python
 from .picture import draw
 from .result import Options, Result, Unavailable
 
@@ -41,7 +41,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--peers",
         default=",".join(USUAL_PEERS),
-        help=f"of {', '.join(ALL_PEERS)}, separated by commas; none: ''. Default: %(default)s. They run in .venv-peers",
+        help=f"of {', '.join(ALL_PEERS)}, separated by commas; none: ''. Default: %(default)s. They run in .venv-peers;"
+        f" {', '.join(OPTIONAL)}, each of hundreds of megabytes, in an environment of its own, for through alone",
     )
     parser.add_argument("--rounds", type=int, help=f"of each comparison (default {ROUNDS}, quick {QUICK_ROUNDS})")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there")

@@ -7,7 +7,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 
@@ -106,6 +106,40 @@ def watched(*pids: int) -> Iterator[Watch]:
     yield watch
     watch.wall_s = time.perf_counter() - began
     watch.cpu_s = sum(cpu_of(pid) - earlier for pid, earlier in zip(clocks, before, strict=True))
+
+
+def family(*pids: int) -> set[int]:
+    """Processes and all that descend from them now."""
+    parents = {}
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{name}/stat", "rb") as stat:
+                parents[int(name)] = int(stat.read().rpartition(b")")[2].split()[1])
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # ended meanwhile
+    found, new = set(pids), set(pids)
+    while new:
+        new = {pid for pid, parent in parents.items() if parent in new} - found
+        found |= new
+    return found
+
+
+@contextmanager
+def watched_families(*pids: int) -> Iterator[Watch]:
+    """As :func:`watched`, with all that descend from the others; what one that ended used is not known."""
+    watch, earlier = Watch(), _clocks(family(*pids))
+    own, began = cpu_of(os.getpid()), time.perf_counter()
+    yield watch
+    watch.wall_s, own = time.perf_counter() - began, cpu_of(os.getpid()) - own
+    watch.cpu_s = own + sum(used - earlier.get(pid, 0.0) for pid, used in _clocks(family(*pids)).items())
+
+
+def _clocks(pids: Iterable[int]) -> dict[int, float]:
+    found = {}
+    for pid in pids:
+        with suppress(OSError):  # it ended meanwhile
+            found[pid] = cpu_of(pid)
+    return found
 
 
 def run_to_end(command: Sequence[str], **environment: str) -> Taken:

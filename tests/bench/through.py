@@ -1,21 +1,22 @@
 """Finished groups on their way through: from the lists of an engine's answer to a trainer's arrays.
 
-Against ZeroMQ and Redis streams, whose producers begin with the same lists. All that takes part counts: producer,
-server, consumer; ours also logs to a disk, leases and keeps the mixture. In ours a task in a real daemon puts finished
-groups in whenever there is room. At one size the same is measured with the scripted engine and all stages in between
-(pool, generation in pieces of 16 tokens, scoring, filter); what the engine's own invention of tokens costs is measured
-beside it and taken off.
+Against ZeroMQ and Redis streams, whose producers begin with the same lists, and where asked for by name, at one size,
+against what trainers use today. All that takes part counts: producer, server, consumer and what they start; ours also
+logs to a disk, leases and keeps the mixture. In ours a task in a real daemon puts finished groups in whenever there is
+room. At one size the same is measured with the scripted engine and all stages in between (pool, generation in pieces
+of 16 tokens, scoring, filter); what the engine's own invention of tokens costs is measured beside it and taken off.
 """
 
 from __future__ import annotations
 
 import os
 import select
+import signal
 import statistics
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -29,14 +30,21 @@ from orchestrator.engines.scripted import ScriptedEngine
 
 from .daemons import FedDaemon, daemon, write_config
 from .handout import read_columns
-from .measure import Taken, cpu, cpu_ratio, exponent, interleave, wall, watched
-from .peers import PROGRAMS
+from .measure import Taken, cpu, cpu_ratio, exponent, family, interleave, wall, watched, watched_families
+from .peers import OPTIONAL, PROGRAMS, optional_python
 from .result import Figure, Goal, Options, Result, Unavailable
 from .work import GROUPS_A_BATCH, PROMPT_TOKENS, SAMPLES, Shape
 
 SIZES = (64, 1024, 4096)
 STANDARD_SIZE = 1024
 BATCHES_A_TURN = {64: 6, 1024: 2, 4096: 1}
+PARTS = {
+    "zmq": ("produce", "consume"),
+    "redis": ("serve", "produce", "consume"),
+    "ray": ("both",),
+}
+"""The processes of each peer; what these start themselves counts too."""
+OPTIONAL_GOALS = {"reverb": 3.0, "ray": 5.0, "transferqueue": 10.0, "atropos": 100.0}
 SETTLE_S = 0.02
 DEADLINE_S = 120.0
 
@@ -141,33 +149,38 @@ def engine_alone(tokens: int) -> Callable[[], Taken]:
 
 @contextmanager
 def peer(name: str, python: str, folder: Path, tokens: int) -> Iterator[Callable[[], Taken]]:
-    """Turns of a peer's producer and consumer, with its server if it has one."""
+    """Turns of a peer's producer and consumer, with its server if it has one.
+
+    Raises:
+        Unavailable: it cannot be had here.
+    """
     address = str(folder / f"{name}-{tokens}")
     shape = [str(tokens), str(SAMPLES), "0" if tokens == SIZES[0] else "4096"]
     with ExitStack() as stack:
-        pids = []
+        pids, log = [], stack.enter_context(open(f"{address}.log", "wb")) if name in OPTIONAL else None
+        watch_turn = watched_families if name in OPTIONAL else watched
 
         def start(*arguments: str) -> subprocess.Popen[str]:
             process = subprocess.Popen(
                 [python, str(PROGRAMS / f"{name}_peer.py"), *arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE if arguments[0] != "serve" else subprocess.DEVNULL,
+                stderr=log,
                 text=True,
             )
-            stack.callback(_end, process)
+            stack.callback(_end_family if name in OPTIONAL else _end, process)
             pids.append(process.pid)
             return process
 
-        if name == "redis":
-            start("serve", address)
-            _await(address)
-        ends = [start(role, address, *shape) for role in ("produce", "consume")]
+        if "serve" in PARTS[name]:
+            _await(address, start("serve", address))
+        ends = [start(role, address, *shape) for role in PARTS[name] if role != "serve"]
         for end in ends:
             _hear(end, "ready")
 
         def turn() -> Taken:
             groups = BATCHES_A_TURN[tokens] * GROUPS_A_BATCH
-            with watched(*pids) as watch:
+            with watch_turn(*pids) as watch:
                 for end in ends:
                     assert end.stdin is not None
                     end.stdin.write(f"{groups}\n")
@@ -186,18 +199,33 @@ def _await_bytes(pipe: FileIO, count: int) -> None:
         count -= len(came)
 
 
-def _await(path: str) -> None:
-    end = time.monotonic() + 20
+def _await(path: str, server: subprocess.Popen[Any]) -> None:
+    end = time.monotonic() + 60
     while not os.path.exists(path):
-        if time.monotonic() > end:
-            raise Unavailable("the Redis server did not start")
+        if time.monotonic() > end or server.poll() is not None:
+            raise Unavailable(f"a peer's server did not start: {server.args}")
         time.sleep(SETTLE_S)
 
 
 def _hear(process: subprocess.Popen[Any], word: str) -> None:
     assert process.stdout is not None
+    if not select.select([process.stdout], [], [], DEADLINE_S)[0]:
+        raise Unavailable(f"a peer did not answer within {DEADLINE_S:g} s: {process.args}")
     if process.stdout.readline().strip() != word:
         raise Unavailable(f"a peer ended: {process.args}")
+
+
+def _end_family(process: subprocess.Popen[Any]) -> None:
+    """Let it end what it started, and kill what is left of that."""
+    begun = family(process.pid) - {process.pid}
+    assert process.stdin is not None
+    process.stdin.close()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=20)
+    for pid in begun:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    _end(process)
 
 
 def _end(process: subprocess.Popen[Any]) -> None:
@@ -218,6 +246,8 @@ def run(options: Options) -> Result:
             turns = {
                 name: stack.enter_context(peer(name, options.peers_python or "", folder, tokens)) for name in names
             }
+            if tokens == STANDARD_SIZE:
+                turns |= optional(options, stack, folder, result.notes)
             turns["orchestrator"] = stack.enter_context(fed(folder, tokens))
             if tokens == STANDARD_SIZE:
                 turns["scripted engine alone"] = engine_alone(tokens)
@@ -225,7 +255,7 @@ def run(options: Options) -> Result:
             rounds = interleave(turns, options.rounds)
         result.figures += [Figure(name, tokens, wall(taken), cpu(taken)) for name, taken in rounds.items()]
         if tokens == STANDARD_SIZE:
-            result.goals += goals(rounds, names)
+            result.goals += goals(rounds)
     points = [(figure.size, figure.cpu_us) for figure in result.figures if figure.contender == "orchestrator"]
     result.growth = (
         f"CPU time a sample grows as tokens^{exponent(points):.2f}, from {SIZES[0]} to {SIZES[-1]} tokens"
@@ -234,12 +264,34 @@ def run(options: Options) -> Result:
     return result
 
 
-def goals(rounds: dict[str, list[Taken]], names: list[str]) -> list[Goal]:
-    found = []
-    if "redis" in names:
+def optional(options: Options, stack: ExitStack, folder: Path, notes: list[str]) -> dict[str, Callable[[], Taken]]:
+    """Turns of the large peers that were asked for; of one that cannot be had here, a note why."""
+    turns = {}
+    for name in (name for name in OPTIONAL if name in options.peers):
+        with ExitStack() as own:
+            try:
+                turns[name] = own.enter_context(peer(name, optional_python(name), folder, STANDARD_SIZE))
+                turns[name]()
+            except Unavailable as why:
+                turns.pop(name, None)
+                log = folder / f"{name}-{STANDARD_SIZE}.log"
+                last = log.read_text(errors="replace").strip().splitlines()[-1:] if log.exists() else []
+                notes.append(f"{name} was not measured: {'; '.join([str(why), *last])}")
+            else:
+                stack.enter_context(own.pop_all())
+    return turns
+
+
+def goals(rounds: dict[str, list[Taken]]) -> list[Goal]:
+    found = [
+        Goal(f"CPU of {name}, of ours", cpu_ratio(rounds, name, "orchestrator"), " x", at_least=bound)
+        for name, bound in OPTIONAL_GOALS.items()
+        if name in rounds
+    ]
+    if "redis" in rounds:
         what = "CPU of Redis streams and msgpack, of ours"
         found.append(Goal(what, cpu_ratio(rounds, "redis", "orchestrator"), " x", at_least=1.5))
-    if "zmq" in names:
+    if "zmq" in rounds:
         what = "CPU of ours, of raw ZeroMQ"
         found.append(Goal(what, cpu_ratio(rounds, "orchestrator", "zmq"), " x", at_most=1.5))
     pairs = zip(rounds["with the scripted engine"], rounds["scripted engine alone"], strict=True)

