@@ -203,7 +203,7 @@ class WeightTable:
             if problem is not None:
                 kept = "it counts as 0" if value is None else f"its last good value {value:g} is kept"
                 warnings.append(f"weight of {name} at step {step}: {problem}; {kept}")
-        raw = dict(zip(self.names, values, strict=True))
+        raw = dict(zip(self._in_force, values, strict=True))
         if not active >= self._all:
             values = [value if name in active else 0.0 for name, value in raw.items()]
         largest = max(values, default=0.0)
@@ -212,5 +212,5 @@ class WeightTable:
         # Divided by the largest first: the sum of finite weights can overflow.
         scaled = [value / largest for value in values]
         total = math.fsum(scaled)
-        shares = dict(zip(self.names, [value / total for value in scaled], strict=True))
+        shares = dict(zip(raw, [value / total for value in scaled], strict=True))
         return WeightRow(step, raw, shares, tuple(warnings))

@@ -162,6 +162,7 @@ def _train_while_it_fails(process: DaemonProcess) -> dict[int, list[dict[str, An
         assert "kept cannot be written: File exists" in status["fault"]
         assert (status["written"], status["waiting"]) == (0, 3)
         assert status["waiting_bytes"] > 0
+        process.wait_for_line("kept cannot be written")
         process.kill()
     process.start()
     return seen

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from .bulk_sink import BulkSink
+from .campaigns import until
 from .daemon_process import DaemonProcess, daemon, write_config
 from .ecs_lines import ELK, problems, template
 from .test_logs import logged
@@ -90,9 +91,12 @@ def sink() -> Iterator[BulkSink]:
 
 
 def train(process: DaemonProcess, batches: int) -> None:
+    """And wait for most of the lines, which are written a moment later, in the newest file."""
+    log = process.config.parent / "log.jsonl"
     with process.connect() as client:
         for _ in range(batches):
             client.ack(client.get_batch(timeout_s=30).lease)
+    until(lambda: log.exists() and log.read_bytes().count(b"\n") > 4 * batches, "there are lines of every batch")
 
 
 def ids(*paths: Path) -> list[str]:
