@@ -261,6 +261,7 @@ def test_others_stand_in_after_patience_and_the_debt_is_told_everywhere(tmp_path
             status = client.status()
             assert {name: source["debt"] for name, source in status["sources"].items()} == {"easy": -2, "hard": 2}
             assert status["starvation"]["policy"] == "borrow"
+            process.wait_for_line("step 0: ")
             process.kill()
         process.start()
         with process.connect() as client:

@@ -348,6 +348,7 @@ def test_what_the_sinks_have_is_what_the_log_and_the_status_say_also_after_a_kil
                 client.ack(client.get_batch(timeout_s=30).lease)
             while any(s["written"] < 3 for s in client.status()["sinks"][:2]):
                 pass
+            process.wait_for_line("step 2: ")
             process.kill()
         process.start()
         with process.connect() as client:
