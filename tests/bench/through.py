@@ -41,7 +41,10 @@ BATCHES_A_TURN = {64: 6, 1024: 2, 4096: 1}
 PARTS = {
     "zmq": ("produce", "consume"),
     "redis": ("serve", "produce", "consume"),
+    "reverb": ("serve", "produce", "consume"),
     "ray": ("both",),
+    "transferqueue": ("both",),
+    "atropos": ("serve", "produce", "consume"),
 }
 """The processes of each peer; what these start themselves counts too."""
 OPTIONAL_GOALS = {"reverb": 3.0, "ray": 5.0, "transferqueue": 10.0, "atropos": 100.0}
@@ -179,7 +182,7 @@ def peer(name: str, python: str, folder: Path, tokens: int) -> Iterator[Callable
             _hear(end, "ready")
 
         def turn() -> Taken:
-            groups = BATCHES_A_TURN[tokens] * GROUPS_A_BATCH
+            groups = (1 if name == "atropos" else BATCHES_A_TURN[tokens]) * GROUPS_A_BATCH
             with watch_turn(*pids) as watch:
                 for end in ends:
                     assert end.stdin is not None

