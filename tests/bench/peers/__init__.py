@@ -84,4 +84,4 @@ def _install(python: Path, wanted: list[str], deadline_s: float) -> None:
     except subprocess.TimeoutExpired:
         raise Unavailable(f"{', '.join(wanted)} did not install within {deadline_s:g} s") from None
     if done.returncode:
-        raise Unavailable(f"{', '.join(wanted)} cannot be installed: {done.stderr.strip()[-500:]}")
+        raise Unavailable(f"{', '.join(wanted)} cannot be installed: {' '.join(done.stderr.splitlines()[-1:])}")
