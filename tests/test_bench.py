@@ -6,17 +6,22 @@ What a busy machine may do to them is in the margins: a figure that is ten times
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
-from contextlib import ExitStack
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from .bench.main import parse
+from .bench.measure import Taken, family, interleave
 from .bench.peers import ALL_PEERS, FOLDER, OPTIONAL, USUAL_PEERS, peers_python
-from .bench.result import Options
+from .bench.result import Options, Unavailable
 from .bench.through import PARTS, optional
 
 ROOT = Path(__file__).parents[1]
@@ -99,3 +104,95 @@ def test_the_large_peers_are_installed_only_where_they_are_named(tmp_path: Path)
         assert optional(Options(tmp_path, peers=USUAL_PEERS), stack, tmp_path, notes) == {}
     assert set(FOLDER.parent.glob(f"{FOLDER.name}*")) == before
     assert notes == []
+
+
+@contextmanager
+def running(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """A run of the suite once the sender and the daemon of its first benchmark are there; ``folder`` is its TMPDIR."""
+    run = subprocess.Popen(
+        [sys.executable, "-m", "tests.bench.main", "--quick", "--sample", "--peers", "", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"TMPDIR": str(folder)},
+    )
+    try:
+        until(lambda: len(family(run.pid)) > 2 or run.poll() is not None)
+        yield run
+    finally:
+        run.kill()
+        run.communicate()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def living(pids: set[int]) -> set[int]:
+    return {pid for pid in pids if Path(f"/proc/{pid}").exists()}
+
+
+def test_a_benchmark_whose_processes_are_killed_says_so_and_the_others_go_on(tmp_path: Path) -> None:
+    with running(tmp_path, "--only", "handout", "--only", "mixture") as run:
+        for pid in family(run.pid) - {run.pid}:
+            os.kill(pid, signal.SIGKILL)
+        told, _ = run.communicate(timeout=DEADLINE_S)
+        assert run.returncode == 1
+    handout, mixture = told.split("== mixture")
+    assert "NOT MEASURED: " in handout
+    assert "growth: " in mixture
+    assert told.endswith("not measured, or not all of it: handout\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_leaves_nothing_behind(number: signal.Signals, tmp_path: Path) -> None:
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    with running(folder, "--only", "handout", "--only", "mixture", "--json", str(tmp_path / "json")) as run:
+        started = family(run.pid) - {run.pid}
+        run.send_signal(number)
+        told, _ = run.communicate(timeout=DEADLINE_S)
+        assert run.returncode == 1
+    assert "NOT MEASURED: it was interrupted" in told
+    assert told.endswith("not measured, or not all of it: handout, mixture\n")
+    assert json.loads((tmp_path / "json").read_text())["results"][0]["missing"] == ["it was interrupted"]
+    assert living(started) == set()
+    assert list(folder.iterdir()) == []
+
+
+def test_what_a_killed_program_leaves_behind_is_ended_too(tmp_path: Path) -> None:
+    program = """if True:
+        import os, subprocess
+        from tests.bench.ending import adopt, end_descendants
+        adopt()
+        shell = subprocess.Popen(["sh", "-c", "sleep 600 & echo $!; wait"], stdout=subprocess.PIPE, text=True)
+        left = int(shell.stdout.readline())
+        shell.kill()
+        shell.wait()
+        print(end_descendants(), os.path.exists(f"/proc/{left}"))
+    """
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.stdout == "1 False\n", done.stderr
+
+
+def test_a_contender_that_is_gone_is_left_out_and_the_others_go_on() -> None:
+    turns, lost = {"stays": 0, "goes": 0}, []
+
+    def turn(name: str) -> Taken:
+        turns[name] += 1
+        if name == "goes" and turns[name] == 3:
+            raise Unavailable("it was killed")
+        return Taken(1.0, 1.0)
+
+    contenders = {name: lambda name=name: turn(name) for name in turns}  # type: ignore[misc]
+    found = interleave(contenders, 5, lose=lambda name, why: lost.append((name, str(why))))
+    assert {name: len(taken) for name, taken in found.items()} == {"stays": 5}
+    assert (turns, lost) == ({"stays": 6, "goes": 3}, [("goes", "it was killed")])
+    turns["goes"] = 0
+    with pytest.raises(Unavailable, match="it was killed"):
+        interleave(contenders, 5)

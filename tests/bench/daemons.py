@@ -8,6 +8,7 @@ import resource
 import signal
 import socket
 import sys
+import time
 import traceback
 from array import array
 from collections.abc import Callable, Iterator
@@ -30,10 +31,12 @@ from orchestrator.records import Group, Prompt, Sample, SampleStatus
 from orchestrator.state import StateStore
 from orchestrator.weights import WeightTable, parse_weight
 
+from .result import Unavailable
 from .work import GROUPS_A_BATCH, PROMPT_TOKENS, SAMPLES, Maker, Shape
 
 ROWS = 4096
 DESCRIPTORS = 1 << 17
+LISTEN_DEADLINE_S, LISTEN_INTERVAL_S = 120.0, 0.01
 
 
 def free_port() -> int:
@@ -158,11 +161,15 @@ def needed(config: Config, batches: int) -> dict[str, int]:
 
 
 def in_child(work: Callable[[], None]) -> int:
-    """Run something in a forked process that ends with it; returns its pid. What it prints goes to standard error."""
+    """Run something in a forked process that ends with it; returns its pid. What it prints goes to standard error.
+
+    Ctrl-C is not for it: whoever began it ends it.
+    """
     sys.stdout.flush()
     pid = os.fork()
     if pid == 0:
         status = 1
+        os.setpgid(0, 0)
         try:
             work()
             status = 0
@@ -193,7 +200,11 @@ def allow_descriptors() -> None:
 
 @contextmanager
 def daemon(config: Path, kind: Callable[..., Daemon] = Daemon, **options: Any) -> Iterator[int]:
-    """A daemon as ``orchestrator run`` starts it, on an event loop of uvloop; its pid."""
+    """A daemon as ``orchestrator run`` starts it, on an event loop of uvloop, once it listens; its pid.
+
+    Raises:
+        Unavailable: it ended before, or took too long.
+    """
 
     def work() -> None:
         allow_descriptors()
@@ -205,4 +216,15 @@ def daemon(config: Path, kind: Callable[..., Daemon] = Daemon, **options: Any) -
             logs.close()
 
     with process(work) as pid:
+        _until_it_listens(pid, config.parent)
         yield pid
+
+
+def _until_it_listens(pid: int, folder: Path) -> None:
+    end = time.monotonic() + LISTEN_DEADLINE_S
+    while not (folder / "sock").exists():
+        if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) or time.monotonic() > end:
+            log = folder / "log.jsonl"
+            last = log.read_text(errors="replace").splitlines()[-1:] if log.exists() else []
+            raise Unavailable("; ".join(["a daemon did not come to listen", *last]))
+        time.sleep(LISTEN_INTERVAL_S)

@@ -20,7 +20,7 @@ from orchestrator.client import Batch, RolloutClient
 from .daemons import FilledDaemon, daemon, process, write_config
 from .measure import Taken, cpu, cpu_ratio, exponent, interleave, wall, wall_ratio, watched
 from .peers import orjson_peer
-from .result import Figure, Goal, Options, Result
+from .result import Figure, Goal, Options, Result, Unavailable
 from .work import GROUPS_A_BATCH, LONG, SAMPLES, SHAPES, STANDARD, Maker, Shape
 
 OURS, BARE, JSON, LOOKED_AT = "orchestrator", "bare socket", "JSON lists by orjson", ", all looked at"
@@ -114,7 +114,10 @@ def bare(shape: Shape, batches: int, turns: int) -> Iterator[dict[str, Callable[
                 here.sendall(b"g")
                 received = 0
                 while received < size:
-                    received += here.recv_into(buffer[received:])
+                    came = here.recv_into(buffer[received:])
+                    if not came:
+                        raise Unavailable("the bare socket's sender is gone")
+                    received += came
                 if looks:
                     look_at_bytes(np.frombuffer(buffer, np.uint8))
         return watch.taken(batches)

@@ -196,9 +196,9 @@ def run(options: Options) -> Result:
         try:
             found[n] = measure(options.folder / str(n), n, n / rate, window_s, options.rounds)
         except OrchestratorError as why:  # on too few cores a flood of ends leaves no time for a client
-            result.notes.append(f"{n:,} in flight could not be measured here: {why}")
+            result.missing.append(f"{n:,} in flight: {why}")
     if len(found) < 2:
-        raise Unavailable("; ".join(result.notes))
+        raise Unavailable("; ".join(result.missing))
     sizes = tuple(found)
     for size, windows in found.items():
         for name, taken in windows.rounds.items():

@@ -8,7 +8,7 @@ import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
-from .peers import OPTIONAL, REQUIREMENTS
+from .peers import REQUIREMENTS
 
 OURS = ("aiohttp", "anyio", "msgspec", "numpy", "orjson", "uvloop")
 
@@ -36,8 +36,8 @@ def _commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
-def describe(peers: tuple[str, ...], python: str | None) -> dict[str, str]:
-    """By what is told."""
+def describe(peers: tuple[str, ...]) -> dict[str, str]:
+    """By what is told; ``peers`` are those that run in environments of their own."""
     told = {
         "commit": _commit(),
         "processor": f"{_processor()}, {len(os.sched_getaffinity(0))} cores to run on",
@@ -45,6 +45,7 @@ def describe(peers: tuple[str, ...], python: str | None) -> dict[str, str]:
         "packages": ", ".join(f"{name} {version(name)}" for name in OURS),
         "load before": load(),
     }
-    if python or set(peers) & set(OPTIONAL):
-        told["peers"] = ", ".join(line for peer in peers for line in REQUIREMENTS.get(peer, ()))
+    pinned = ", ".join(line for peer in peers for line in REQUIREMENTS[peer])
+    if pinned:
+        told["peers"] = pinned
     return told

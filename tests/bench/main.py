@@ -9,21 +9,24 @@ import shutil
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import OrchestratorError
 
+from .ending import adopt, end_descendants, interrupt_on_signals
 from .machine import describe, load
-from .peers import ALL_PEERS, OPTIONAL, USUAL_PEERS, peers_python
+from .peers import ALL_PEERS, OPTIONAL, USUAL_PEERS
 from .picture import draw
 from .result import Options, Result, Unavailable
 
 BENCHMARKS = ("handout", "through", "inflight", "snapshot", "mixture", "waiting", "start", "logging")
 ROUNDS = 7
 QUICK_ROUNDS = 5
+INTERRUPTED = "it was interrupted"
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -55,13 +58,20 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def run_one(name: str, options: Options) -> Result:
-    """One benchmark, or why it cannot run here."""
+    """One benchmark, or why it was not measured, whatever went wrong: the others go on."""
     module = importlib.import_module(f".{name}", __package__)
     try:
         result: Result = module.run(options)
-    except (Unavailable, OrchestratorError) as why:
-        result = Result(name, module.__doc__.partition("\n")[0], "", "", notes=[f"not run: {why}"])
-    return result
+    except KeyboardInterrupt:
+        why = INTERRUPTED
+    except (Unavailable, OrchestratorError) as error:
+        why = str(error)
+    except Exception as error:  # noqa: BLE001 - whatever it was, it is told and counts as not measured
+        traceback.print_exc()
+        why = f"{type(error).__name__}: {error}"
+    else:
+        return result
+    return Result(name, module.__doc__.partition("\n")[0], "", "", missing=[why])
 
 
 def table(result: Result) -> str:
@@ -75,7 +85,8 @@ def table(result: Result) -> str:
         lines.append(f"   {goal.what:66} {value:>10}{goal.unit:20} {goal.bound:24} {verdict}".rstrip())
     if result.growth:
         lines.append(f"   growth: {result.growth}")
-    return "\n".join(lines + [f"   note: {note}" for note in result.notes])
+    lines += [f"   note: {note}" for note in result.notes]
+    return "\n".join(lines + [f"   NOT MEASURED: {why}" for why in result.missing])
 
 
 def as_json(result: Result) -> dict[str, Any]:
@@ -83,34 +94,51 @@ def as_json(result: Result) -> dict[str, Any]:
     return asdict(result) | {"goals": goals}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status 1 where something could not be run; 0 also where a goal is missed, which a busy machine does."""
-    chosen = parse(arguments)
-    peers = tuple(filter(None, chosen.peers.split(",")))
-    names = [name for name in BENCHMARKS if not chosen.only or name in chosen.only]
-    rounds = chosen.rounds or (QUICK_ROUNDS if chosen.quick else ROUNDS)
-    python = peers_python(peers) if "through" in names else None
-    machine = describe(peers, python)
-    print("\n".join(f"{key}: {value}" for key, value in machine.items()), flush=True)
-    results, began = [], time.monotonic()
+def run_all(names: Sequence[str], options: Options, pictures: Path | None) -> list[Result]:
+    """One after the other, each told when it is done; an interrupt ends the run, and what was measured is kept."""
+    results: list[Result] = []
     for name in names:
         folder = Path(tempfile.mkdtemp(prefix=f"bench-{name}-"))
         try:
             begin = time.monotonic()
-            result = run_one(name, Options(folder, chosen.quick, chosen.sample, rounds, peers, python))
-            print(f"\n{table(result)}\n   took {time.monotonic() - begin:.0f} s", flush=True)
+            result = run_one(name, replace(options, folder=folder))
         finally:
+            left = end_descendants()
             shutil.rmtree(folder, ignore_errors=True)
+        if left:
+            result.notes.append(f"processes that it left behind, and that were ended: {left}")
+        print(f"\n{table(result)}\n   took {time.monotonic() - begin:.0f} s", flush=True)
         results.append(result)
-        if chosen.pictures and result.figures:
-            draw(result, chosen.pictures)
+        if pictures and result.figures:
+            draw(result, pictures)
+        if result.missing == [INTERRUPTED]:
+            break
+    return results
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status 1 where something was not measured; 0 also where a goal is missed, which a busy machine does."""
+    chosen = parse(arguments)
+    adopt()
+    interrupt_on_signals()
+    peers = tuple(filter(None, chosen.peers.split(",")))
+    names = [name for name in BENCHMARKS if not chosen.only or name in chosen.only]
+    rounds = chosen.rounds or (QUICK_ROUNDS if chosen.quick else ROUNDS)
+    machine = describe(peers if "through" in names else ())
+    print("\n".join(f"{key}: {value}" for key, value in machine.items()), flush=True)
+    began = time.monotonic()
+    options = Options(Path(), chosen.quick, chosen.sample, rounds, peers)
+    results = run_all(names, options, chosen.pictures)
     goals = [goal for result in results for goal in result.goals if goal.is_met is not None]
     met = sum(bool(goal.is_met) for goal in goals)
     print(f"\n{met} of {len(goals)} goals met in {time.monotonic() - began:.0f} s; {load()}")
+    missing = [name for name in names if name not in {result.name for result in results if not result.missing}]
+    if missing:
+        print(f"not measured, or not all of it: {', '.join(missing)}")
     if chosen.json:
         whole = {"machine": machine, "load_after": load(), "results": [as_json(result) for result in results]}
         chosen.json.write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
-    return 0 if all(result.figures for result in results) else 1
+    return 1 if missing else 0
 
 
 if __name__ == "__main__":

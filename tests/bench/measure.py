@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
+from .result import Unavailable
+
 
 @dataclass(frozen=True)
 class Taken:
@@ -34,22 +36,41 @@ Turn = Callable[[], Taken]
 Rounds = Mapping[str, Sequence[Taken]]
 
 
-def interleave(contenders: Mapping[str, Turn], rounds: int, *, warm: bool = True) -> dict[str, list[Taken]]:
+def interleave(
+    contenders: Mapping[str, Turn],
+    rounds: int,
+    *,
+    warm: bool = True,
+    lose: Callable[[str, Unavailable], None] | None = None,
+) -> dict[str, list[Taken]]:
     """Give each contender one turn a round; who begins changes from round to round.
 
     Args:
         contenders: by name.
         rounds: that count.
         warm: one round before them that does not.
+        lose: told of a contender that became unavailable: it raises, or that one is left out and the others go on.
     """
     names = list(contenders)
     results: dict[str, list[Taken]] = {name: [] for name in names}
+
+    def turn(name: str) -> None:
+        if name in results:
+            try:
+                results[name].append(contenders[name]())
+            except Unavailable as why:
+                if lose is None:
+                    raise
+                lose(name, why)
+                del results[name]
+
     for name in names if warm else ():
-        contenders[name]()
+        turn(name)
+    for taken in results.values():
+        taken.clear()
     for i in range(rounds):
         for j in range(len(names)):
-            name = names[(i + j) % len(names)]
-            results[name].append(contenders[name]())
+            turn(names[(i + j) % len(names)])
     return results
 
 
@@ -150,7 +171,7 @@ def run_to_end(command: Sequence[str], **environment: str) -> Taken:
     """
     began = time.perf_counter()
     actions = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in (0, 1)]
-    pid = os.posix_spawn(command[0], command, {**os.environ, **environment}, file_actions=actions)
+    pid = os.posix_spawn(command[0], command, {**os.environ, **environment}, file_actions=actions, setpgroup=0)
     _, status, usage = os.wait4(pid, 0)
     if status:
         raise RuntimeError(f"{' '.join(command)} failed with status {status}")

@@ -20,7 +20,6 @@ class Options:
     is_sample: bool = False
     rounds: int = 7
     peers: tuple[str, ...] = ()
-    peers_python: str | None = None
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,10 @@ class Figure:
 
 @dataclass
 class Result:
-    """Of one benchmark. ``unit`` is what a figure is of, ``size`` what the sizes count; ``growth`` states the slope."""
+    """Of one benchmark. ``unit`` is what a figure is of, ``size`` what the sizes count; ``growth`` states the slope.
+
+    ``missing``: a sentence for each thing that was asked for and not measured.
+    """
 
     name: str
     title: str
@@ -70,6 +72,7 @@ class Result:
     figures: list[Figure] = field(default_factory=list)
     growth: str = ""
     notes: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
 
 
 Benchmark = Callable[[Options], Result]

@@ -12,7 +12,7 @@ from pathlib import Path
 from .daemons import write_config
 from .measure import Taken, cpu, cpu_of, cpu_ratio, exponent, interleave, run_to_end, wall, wall_ratio
 from .mixture import expression
-from .result import Figure, Goal, Options, Result
+from .result import Figure, Goal, Options, Result, Unavailable
 
 SIZES, QUICK_SIZES = (1, 16, 64), (1, 4, 16)
 START_DEADLINE_S = 60.0
@@ -37,10 +37,14 @@ def first_request(folder: Path, sources: int) -> Taken:
         [sys.executable, "-m", "orchestrator", "run", str(config)],
         os.environ,
         file_actions=[(os.POSIX_SPAWN_DUP2, log, 1), (os.POSIX_SPAWN_DUP2, log, 2)],
+        setpgroup=0,
     )
     try:
         server.until_asked()
         return Taken(time.perf_counter() - began, cpu_of(pid))
+    except TimeoutError:
+        last = (folder / "stderr").read_text(errors="replace").splitlines()[-1:]
+        raise Unavailable("; ".join([f"no request came within {START_DEADLINE_S:g} s", *last])) from None
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)

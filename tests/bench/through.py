@@ -17,6 +17,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from orchestrator.engines.scripted import ScriptedEngine
 from .daemons import FedDaemon, daemon, write_config
 from .handout import read_columns
 from .measure import Taken, cpu, cpu_ratio, exponent, family, interleave, wall, watched, watched_families
-from .peers import OPTIONAL, PROGRAMS, optional_python
+from .peers import OPTIONAL, PROGRAMS, USUAL_PEERS, optional_python, peers_python
 from .result import Figure, Goal, Options, Result, Unavailable
 from .work import GROUPS_A_BATCH, PROMPT_TOKENS, SAMPLES, Shape
 
@@ -170,6 +171,7 @@ def peer(name: str, python: str, folder: Path, tokens: int) -> Iterator[Callable
                 stdout=subprocess.PIPE if arguments[0] != "serve" else subprocess.DEVNULL,
                 stderr=log,
                 text=True,
+                process_group=0,  # Ctrl-C is not for it
             )
             stack.callback(_end_family if name in OPTIONAL else _end, process)
             pids.append(process.pid)
@@ -183,13 +185,16 @@ def peer(name: str, python: str, folder: Path, tokens: int) -> Iterator[Callable
 
         def turn() -> Taken:
             groups = (1 if name == "atropos" else BATCHES_A_TURN[tokens]) * GROUPS_A_BATCH
-            with watch_turn(*pids) as watch:
-                for end in ends:
-                    assert end.stdin is not None
-                    end.stdin.write(f"{groups}\n")
-                    end.stdin.flush()
-                for end in ends:
-                    _hear(end, "done")
+            try:
+                with watch_turn(*pids) as watch:
+                    for end in ends:
+                        assert end.stdin is not None
+                        end.stdin.write(f"{groups}\n")
+                        end.stdin.flush()
+                    for end in ends:
+                        _hear(end, "done")
+            except OSError as why:
+                raise Unavailable(f"a process of it is gone ({why})") from why
             return watch.taken(groups * SAMPLES)
 
         yield turn
@@ -222,7 +227,8 @@ def _end_family(process: subprocess.Popen[Any]) -> None:
     """Let it end what it started, and kill what is left of that."""
     begun = family(process.pid) - {process.pid}
     assert process.stdin is not None
-    process.stdin.close()
+    with suppress(BrokenPipeError):
+        process.stdin.close()
     with suppress(subprocess.TimeoutExpired):
         process.wait(timeout=20)
     for pid in begun:
@@ -236,26 +242,25 @@ def _end(process: subprocess.Popen[Any]) -> None:
     process.wait()
     for stream in (process.stdin, process.stdout):
         if stream is not None:
-            stream.close()
+            with suppress(BrokenPipeError):  # of what it did not read any more
+                stream.close()
 
 
 def run(options: Options) -> Result:
     result = Result("through", "Finished groups, from lists to a trainer's arrays", "a sample", "tokens a response")
-    names = [name for name in options.peers if name in ("zmq", "redis")]
+    names, python = usual(options, result.missing)
     for tokens in SIZES:
         folder = options.folder / str(tokens)
         folder.mkdir()
         with ExitStack() as stack:
-            turns = {
-                name: stack.enter_context(peer(name, options.peers_python or "", folder, tokens)) for name in names
-            }
+            turns = {name: stack.enter_context(peer(name, python, folder, tokens)) for name in names}
             if tokens == STANDARD_SIZE:
-                turns |= optional(options, stack, folder, result.notes)
+                turns |= optional(options, stack, folder, result.missing)
             turns["orchestrator"] = stack.enter_context(fed(folder, tokens))
             if tokens == STANDARD_SIZE:
                 turns["scripted engine alone"] = engine_alone(tokens)
                 turns["with the scripted engine"] = stack.enter_context(generating(folder / "all", tokens))
-            rounds = interleave(turns, options.rounds)
+            rounds = interleave(turns, options.rounds, lose=partial(lose_peer, result.missing, tokens))
         result.figures += [Figure(name, tokens, wall(taken), cpu(taken)) for name, taken in rounds.items()]
         if tokens == STANDARD_SIZE:
             result.goals += goals(rounds)
@@ -267,8 +272,25 @@ def run(options: Options) -> Result:
     return result
 
 
-def optional(options: Options, stack: ExitStack, folder: Path, notes: list[str]) -> dict[str, Callable[[], Taken]]:
-    """Turns of the large peers that were asked for; of one that cannot be had here, a note why."""
+def usual(options: Options, missing: list[str]) -> tuple[list[str], str]:
+    """Those of the usual peers that take part, and their interpreter; ``missing`` says why they cannot be had here."""
+    names = [name for name in USUAL_PEERS if name in options.peers and name in PARTS]
+    try:
+        return names, peers_python(tuple(names)) or ""
+    except Unavailable as why:
+        missing.append(f"{', '.join(names)}: {why}")
+        return [], ""
+
+
+def lose_peer(missing: list[str], tokens: int, name: str, why: Unavailable) -> None:
+    """Go on without a peer that is gone, and with nobody else."""
+    if name not in PARTS:
+        raise why
+    missing.append(f"{name} with {tokens:,} tokens: {why}")
+
+
+def optional(options: Options, stack: ExitStack, folder: Path, missing: list[str]) -> dict[str, Callable[[], Taken]]:
+    """Turns of the large peers that were asked for; ``missing`` says why one cannot be had here."""
     turns = {}
     for name in (name for name in OPTIONAL if name in options.peers):
         with ExitStack() as own:
@@ -279,7 +301,7 @@ def optional(options: Options, stack: ExitStack, folder: Path, notes: list[str])
                 turns.pop(name, None)
                 log = folder / f"{name}-{STANDARD_SIZE}.log"
                 last = log.read_text(errors="replace").strip().splitlines()[-1:] if log.exists() else []
-                notes.append(f"{name} was not measured: {'; '.join([str(why), *last])}")
+                missing.append(f"{name}: {'; '.join([str(why), *last])}")
             else:
                 stack.enter_context(own.pop_all())
     return turns
