@@ -20,6 +20,7 @@ from .lag import Shared, watch_lag
 EVENTS: Final = 16
 VARIANTS: Final = 8
 CONTEXT_TOKENS: Final = 1 << 20
+RETRY_S: Final = 0.1
 HEAD: Final = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 ANSWERS: Final[dict[bytes, Any]] = {
     b"/model_info": {"model_path": "m", "weight_version": "default"},
@@ -112,10 +113,14 @@ def read_bare(port: int, in_flight: int, body: bytes, shared: Shared) -> None:
 
     async def one(session: aiohttp.ClientSession) -> None:
         while True:
-            async with session.post(f"http://127.0.0.1:{port}/generate", data=body) as response:
-                async for part in response.content.iter_any():
-                    shared.add_read(len(part))
-            shared.add_ended()
+            try:
+                async with session.post(f"http://127.0.0.1:{port}/generate", data=body) as response:
+                    async for part in response.content.iter_any():
+                        shared.add_read(len(part))
+            except aiohttp.ClientError:  # too many connections at once, or one that ended as it was used again
+                await asyncio.sleep(RETRY_S)
+            else:
+                shared.add_ended()
 
     async def main() -> None:
         connector = aiohttp.TCPConnector(limit=0)
