@@ -1,7 +1,7 @@
 """Frames read from the daemon's files, whose descriptors came with the answer.
 
 The daemon and its client share a machine, and the frames of a batch lie in the log's files, whose pages are in memory:
-one copy from there costs a third of the two that a socket makes.
+one copy from there costs less than the two that a socket makes.
 
 Invariants:
 
