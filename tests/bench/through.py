@@ -1,8 +1,9 @@
 """Finished groups on their way through: from the lists of an engine's answer to a trainer's arrays.
 
 Against ZeroMQ and Redis streams, whose producers begin with the same lists, and where asked for by name, at one size,
-against what trainers use today. All that takes part counts: producer, server, consumer and what they start; ours also
-logs to a disk, leases and keeps the mixture. In ours a task in a real daemon puts finished groups in whenever there is
+against what trainers use today. All that takes part counts: producer, server, consumer and what they start; all make
+columns of a group from lists in the same way, and look at every byte in the end; ours also logs to a disk, leases and
+keeps the mixture. In ours a task in a real daemon puts finished groups in whenever there is
 room. At one size the same is measured with the scripted engine and all stages in between (pool, generation in pieces
 of 16 tokens, scoring, filter); what the engine's own invention of tokens costs is measured beside it and taken off.
 """
@@ -30,7 +31,7 @@ from orchestrator.engines.port import GenerationRequest
 from orchestrator.engines.scripted import ScriptedEngine
 
 from .daemons import FedDaemon, daemon, write_config
-from .handout import read_columns
+from .handout import look_at, read_columns
 from .measure import Taken, cpu, cpu_ratio, exponent, family, interleave, wall, watched, watched_families
 from .peers import OPTIONAL, PROGRAMS, USUAL_PEERS, optional_python, peers_python
 from .result import Figure, Goal, Options, Result, Unavailable
@@ -61,6 +62,7 @@ def take(client: RolloutClient, batches: int, tokens: int) -> None:
     for _ in range(batches):
         batch = client.get_batch(timeout_s=60)
         assert read_columns(batch) == GROUPS_A_BATCH * SAMPLES * tokens
+        look_at(batch)
         client.ack(batch.lease)
 
 

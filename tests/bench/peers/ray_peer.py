@@ -10,7 +10,7 @@ import tempfile
 os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0"}
 
 import ray
-from groups import as_arrays, columns, serve
+from groups import as_arrays, check, columns, serve
 from ray.util.queue import Queue
 
 GROUPS_HELD = 64
@@ -29,14 +29,12 @@ class Producer:
 
 @ray.remote(num_cpus=0)
 class Consumer:
-    def __init__(self, queue: Queue, tokens: int) -> None:
-        self.queue, self.tokens = queue, tokens
+    def __init__(self, queue: Queue, tokens: int, samples: int) -> None:
+        self.queue, self.tokens, self.samples = queue, tokens, samples
 
     def turn(self, groups: int) -> None:
         for _ in range(groups):
-            for sample in self.queue.get():
-                for name in ("tokens", "logprobs", "loss_mask"):
-                    assert len(sample[name]) == self.tokens
+            check(self.queue.get(), self.tokens, self.samples)
 
 
 def main() -> None:
@@ -51,7 +49,7 @@ def main() -> None:
             _temp_dir=folder,
         )
         queue = Queue(GROUPS_HELD, actor_options={"num_cpus": 0})
-        ends = [Producer.remote(queue, tokens, samples, text_bytes), Consumer.remote(queue, tokens)]
+        ends = [Producer.remote(queue, tokens, samples, text_bytes), Consumer.remote(queue, tokens, samples)]
         serve(lambda groups: ray.get([end.turn.remote(groups) for end in ends]))
         ray.shutdown()
 

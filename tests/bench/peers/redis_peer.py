@@ -11,7 +11,7 @@ import sys
 import msgpack
 import numpy as np
 import redis
-from groups import as_bytes, columns, serve
+from groups import DTYPES, NAMES, as_bytes, check, columns, serve
 
 STREAM, READERS = "groups", "trainers"
 GROUPS_A_READ = 32
@@ -32,12 +32,11 @@ def main() -> None:
     role, (tokens, samples, text_bytes) = sys.argv[1], map(int, sys.argv[3:])
     server = redis.Redis(unix_socket_path=sys.argv[2])
     if role == "produce":
-        group, names = columns(tokens, samples, text_bytes), ("tokens", "logprobs", "loss_mask", "text")
+        group = columns(tokens, samples, text_bytes)
 
         def produce(groups: int) -> None:
             for _ in range(groups):
-                packed = [dict(zip(names, sample, strict=True)) | {"reward": 1.0} for sample in as_bytes(group)]
-                server.xadd(STREAM, {"group": msgpack.packb(packed)})
+                server.xadd(STREAM, {"group": msgpack.packb(as_bytes(group) | {"rewards": [1.0] * samples})})
 
         serve(produce)
     else:
@@ -48,9 +47,8 @@ def main() -> None:
                 wanted = min(groups, GROUPS_A_READ)
                 [(_, entries)] = server.xreadgroup(READERS, "trainer", {STREAM: ">"}, count=wanted, block=60_000)
                 for _, fields in entries:
-                    for sample in msgpack.unpackb(fields[b"group"]):
-                        for name, dtype in (("tokens", "i4"), ("logprobs", "f4"), ("loss_mask", "u1")):
-                            assert len(np.frombuffer(sample[name], dtype)) == tokens
+                    found = msgpack.unpackb(fields[b"group"])
+                    check({name: np.frombuffer(found[name], DTYPES[name]) for name in NAMES}, tokens, samples)
                 ids = [key for key, _ in entries]
                 server.xack(STREAM, READERS, *ids)
                 server.xdel(STREAM, *ids)

@@ -1,4 +1,4 @@
-"""Raw ZeroMQ: one process pushes groups as multipart messages, another pulls and looks at them as arrays.
+"""Raw ZeroMQ: one process pushes groups as messages of a part a column, another pulls and looks at them as arrays.
 
 zmq_peer.py produce|consume SOCKET TOKENS SAMPLES TEXT_BYTES
 """
@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import zmq
-from groups import as_bytes, columns, serve
+from groups import DTYPES, as_bytes, check, columns, serve
 
 
 def main() -> None:
@@ -19,7 +19,7 @@ def main() -> None:
 
         def produce(groups: int) -> None:
             for _ in range(groups):
-                push.send_multipart([part for sample in as_bytes(group) for part in sample])
+                push.send_multipart(list(as_bytes(group).values()))
 
         serve(produce)
     else:
@@ -29,9 +29,8 @@ def main() -> None:
         def consume(groups: int) -> None:
             for _ in range(groups):
                 parts = pull.recv_multipart(copy=False)
-                for i in range(0, len(parts), 4):
-                    for part, dtype in zip(parts[i : i + 3], ("i4", "f4", "u1"), strict=True):
-                        assert len(np.frombuffer(part.buffer, dtype)) == tokens
+                named = zip(DTYPES.items(), parts, strict=True)
+                check({name: np.frombuffer(part.buffer, dtype) for (name, dtype), part in named}, tokens, samples)
 
         serve(consume)
 
