@@ -118,6 +118,8 @@ def running(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
         env=os.environ | {"TMPDIR": str(folder)},
     )
     try:
+        assert run.stdout is not None
+        assert any(line.startswith("load before") for line in run.stdout)
         until(lambda: len(family(run.pid)) > 2 or run.poll() is not None)
         yield run
     finally:

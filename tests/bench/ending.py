@@ -26,14 +26,20 @@ def adopt() -> None:
         raise OSError(ctypes.get_errno(), "this process cannot adopt what its children leave behind")
 
 
-def interrupt_on_signals() -> None:
-    """SIGTERM and SIGHUP end a run as Ctrl-C does: what was started is ended, what was measured is written."""
+class Interrupts:
+    """SIGTERM and SIGHUP end a run as Ctrl-C does: what was started is ended, what was measured is written.
 
-    def interrupt(number: int, frame: FrameType | None) -> None:
+    ``came`` stays, for an exception that a signal raises can be lost in a finaliser.
+    """
+
+    def __init__(self) -> None:
+        self.came = False
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._interrupt)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        self.came = True
         raise KeyboardInterrupt
-
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, interrupt)
 
 
 def end_descendants() -> int:

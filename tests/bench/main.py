@@ -17,7 +17,7 @@ from typing import Any
 
 from orchestrator.errors import OrchestratorError
 
-from .ending import adopt, end_descendants, interrupt_on_signals
+from .ending import Interrupts, adopt, end_descendants
 from .machine import describe, load
 from .peers import ALL_PEERS, OPTIONAL, USUAL_PEERS
 from .picture import draw
@@ -26,7 +26,6 @@ from .result import Options, Result, Unavailable
 BENCHMARKS = ("handout", "through", "inflight", "snapshot", "mixture", "waiting", "start", "logging")
 ROUNDS = 7
 QUICK_ROUNDS = 5
-INTERRUPTED = "it was interrupted"
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -63,7 +62,7 @@ def run_one(name: str, options: Options) -> Result:
     try:
         result: Result = module.run(options)
     except KeyboardInterrupt:
-        why = INTERRUPTED
+        why = "it was interrupted"
     except (Unavailable, OrchestratorError) as error:
         why = str(error)
     except Exception as error:  # noqa: BLE001 - whatever it was, it is told and counts as not measured
@@ -94,7 +93,7 @@ def as_json(result: Result) -> dict[str, Any]:
     return asdict(result) | {"goals": goals}
 
 
-def run_all(names: Sequence[str], options: Options, pictures: Path | None) -> list[Result]:
+def run_all(names: Sequence[str], options: Options, pictures: Path | None, interrupts: Interrupts) -> list[Result]:
     """One after the other, each told when it is done; an interrupt ends the run, and what was measured is kept."""
     results: list[Result] = []
     for name in names:
@@ -111,7 +110,7 @@ def run_all(names: Sequence[str], options: Options, pictures: Path | None) -> li
         results.append(result)
         if pictures and result.figures:
             draw(result, pictures)
-        if result.missing == [INTERRUPTED]:
+        if interrupts.came:
             break
     return results
 
@@ -120,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 1 where something was not measured; 0 also where a goal is missed, which a busy machine does."""
     chosen = parse(arguments)
     adopt()
-    interrupt_on_signals()
+    interrupts = Interrupts()
     peers = tuple(filter(None, chosen.peers.split(",")))
     names = [name for name in BENCHMARKS if not chosen.only or name in chosen.only]
     rounds = chosen.rounds or (QUICK_ROUNDS if chosen.quick else ROUNDS)
@@ -128,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print("\n".join(f"{key}: {value}" for key, value in machine.items()), flush=True)
     began = time.monotonic()
     options = Options(Path(), chosen.quick, chosen.sample, rounds, peers)
-    results = run_all(names, options, chosen.pictures)
+    results = run_all(names, options, chosen.pictures, interrupts)
     goals = [goal for result in results for goal in result.goals if goal.is_met is not None]
     met = sum(bool(goal.is_met) for goal in goals)
     print(f"\n{met} of {len(goals)} goals met in {time.monotonic() - began:.0f} s; {load()}")
