@@ -1,6 +1,7 @@
 """A sample of ``scripts/bench --quick``, by its own program: shares and ratios within one run, with wide margins.
 
-What a busy machine may do to them is in the margins: a figure that is ten times worse than it should be is a defect.
+A bound lies at a third to a half of what the ratio was on a quiet machine: three busy programs beside it on two cores
+took the ratios of the hand-out from 21, 120 and 19 to no less than 16, 110 and 18, and the plan's from 6 to 10 at most.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ import pytest
 from .bench.main import parse
 from .bench.measure import Taken, family, interleave
 from .bench.peers import ALL_PEERS, FOLDER, OPTIONAL, USUAL_PEERS, peers_python
-from .bench.result import Options, Unavailable
+from .bench.picture import draw, marks
+from .bench.result import Figure, Options, Result, Unavailable
 from .bench.through import PARTS, optional
 
 ROOT = Path(__file__).parents[1]
@@ -68,19 +70,19 @@ def costs(result: dict[str, Any], contender: str) -> list[float]:
 
 def test_handing_out_costs_little_beside_a_bare_socket_and_much_less_than_json(measured: dict[str, Any]) -> None:
     result = measured["handout"]
-    assert value(result, "long: of a bare socket's speed (CPU)") > 20
-    assert value(result, "standard: of a bare socket's speed (CPU)") > 4
-    assert value(result, "times as fast as JSON lists by orjson (CPU)") > 4
+    assert value(result, "long: of a bare socket's speed (CPU)") > 45
+    assert value(result, "standard: of a bare socket's speed (CPU)") > 8
+    assert value(result, "times as fast as JSON lists by orjson (CPU)") > 8
     small, _, large = costs(result, "orchestrator")
-    assert large < 100 * small  # of 170 times as many bytes
+    assert large < 25 * small  # of 170 times as many bytes
 
 
 def test_a_plan_costs_little_more_than_drawing_sources_at_random(measured: dict[str, Any]) -> None:
     result = measured["mixture"]
-    assert value(result, "weights, counts and plan, of a plain script") < 60
-    assert value(result, "a lambda, of Python's own") < 40
+    assert value(result, "weights, counts and plan, of a plain script") < 15
+    assert value(result, "a lambda, of Python's own") < 8
     few, _, many = costs(result, "planned")
-    assert many < 16 * few * 4  # of 16 times as many sources: a square would be 256
+    assert many < 16 * few * 2  # of 16 times as many sources: a square would be 256
 
 
 def test_the_plan_keeps_the_trainer_busy_and_wastes_nothing(measured: dict[str, Any]) -> None:
@@ -198,3 +200,24 @@ def test_a_contender_that_is_gone_is_left_out_and_the_others_go_on() -> None:
     turns["goes"] = 0
     with pytest.raises(Unavailable, match="it was killed"):
         interleave(contenders, 5)
+
+
+@pytest.mark.parametrize(
+    ("least", "greatest", "expected"),
+    [
+        (30, 700, [20, 50, 100, 200, 500, 1000]),
+        (1.1e6, 1.8e6, [1e6, 2e6]),
+        (5, 5, [5, 10]),
+        (0.1, 0.3, [0.1, 0.2, 0.5]),
+    ],
+)
+def test_a_picture_is_marked_from_below_the_least_to_above_the_greatest(
+    least: float, greatest: float, expected: list[float]
+) -> None:
+    assert marks(least, greatest) == pytest.approx(expected)
+
+
+def test_a_picture_is_drawn_where_nothing_waited(tmp_path: Path) -> None:
+    figures = [Figure("plan", 8, 0.0, 10.0), Figure("plan", 16, 4.0, 10.0), Figure("other", 8, 90.0, 10.0)]
+    picture = draw(Result("waiting", "Waits", "a step", "groups", figures=figures, is_of_waits=True), tmp_path)
+    assert picture.stat().st_size > 10_000

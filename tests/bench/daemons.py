@@ -181,6 +181,11 @@ def in_child(work: Callable[[], None]) -> int:
     return pid
 
 
+def has_ended(pid: int) -> bool:
+    """Of a process that this one started and has not waited for."""
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
 @contextmanager
 def process(work: Callable[[], None]) -> Iterator[int]:
     """A forked process; ended at the end of the block."""
@@ -223,7 +228,7 @@ def daemon(config: Path, kind: Callable[..., Daemon] = Daemon, **options: Any) -
 def _until_it_listens(pid: int, folder: Path) -> None:
     end = time.monotonic() + LISTEN_DEADLINE_S
     while not (folder / "sock").exists():
-        if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) or time.monotonic() > end:
+        if has_ended(pid) or time.monotonic() > end:
             log = folder / "log.jsonl"
             last = log.read_text(errors="replace").splitlines()[-1:] if log.exists() else []
             raise Unavailable("; ".join(["a daemon did not come to listen", *last]))

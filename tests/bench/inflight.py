@@ -28,7 +28,7 @@ from orchestrator.daemon import Daemon
 from orchestrator.errors import OrchestratorError
 from orchestrator.state import StateStore
 
-from .daemons import allow_descriptors, daemon, process, write_config
+from .daemons import allow_descriptors, daemon, has_ended, process, write_config
 from .lag import Shared, p99_ms, watch_lag
 from .measure import Taken, cpu, cpu_of, cpu_ratio, exponent, wall
 from .prepared import answer_bytes, idle, read_bare, serve
@@ -153,6 +153,8 @@ def _windows(
     end = time.monotonic() + GROWING_DEADLINE_S
     before_it_counts = GENERATIONS_BEFORE * in_flight
     while time.monotonic() < end and min(_ended(client), counts.ended) < before_it_counts:
+        if has_ended(bare):
+            raise Unavailable("the bare client ended")
         time.sleep(0.1 * mean_s + 0.05)
     taken: dict[str, list[Taken]] = {"orchestrator": [], "bare aiohttp": []}
     turns, idle_turns, flying, whole_bytes = late.late(), idle_late.late(), [], answer_bytes(TOKENS)
@@ -165,6 +167,8 @@ def _windows(
         time.sleep(window_s)
         flying.append(client.status()["engines"][0]["in_flight"])
         after, took = now(), time.perf_counter() - began
+        if has_ended(bare):
+            raise Unavailable("the bare client ended")
         ours, theirs, our_cpu, their_cpu = (y - x for x, y in zip(before, after, strict=True))
         taken["orchestrator"].append(Taken(took, our_cpu, max(1, ours)))
         taken["bare aiohttp"].append(Taken(took, their_cpu, max(1, theirs)))
@@ -187,7 +191,7 @@ def _tokens(client: RolloutClient) -> int:
 
 
 def run(options: Options) -> Result:
-    result = Result("inflight", "Generations at an HTTP engine, into buffers", "a generation", "in flight")
+    result = Result("inflight", "Generations at an HTTP engine, into buffers", "a generation", "generations in flight")
     allow_descriptors()
     sizes, rate = (QUICK_SIZES, QUICK_RATE) if options.quick else (SIZES, RATE)
     window_s = QUICK_WINDOW_S if options.quick else WINDOW_S
@@ -195,7 +199,7 @@ def run(options: Options) -> Result:
     for n in sizes:
         try:
             found[n] = measure(options.folder / str(n), n, n / rate, window_s, options.rounds)
-        except OrchestratorError as why:  # on too few cores a flood of ends leaves no time for a client
+        except (OrchestratorError, Unavailable) as why:  # on too few cores a flood of ends leaves no time for a client
             result.missing.append(f"{n:,} in flight: {why}")
     if len(found) < 2:
         raise Unavailable("; ".join(result.missing))

@@ -20,6 +20,9 @@ from .lag import Shared, watch_lag
 EVENTS: Final = 16
 VARIANTS: Final = 8
 CONTEXT_TOKENS: Final = 1 << 20
+BEGUN_AT_ONCE, BEGIN_INTERVAL_S = 64, 0.01
+"""Of the bare client: a server resets connections when thousands wait to be accepted."""
+
 RETRY_S: Final = 0.1
 HEAD: Final = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 ANSWERS: Final[dict[bytes, Any]] = {
@@ -128,8 +131,10 @@ def read_bare(port: int, in_flight: int, body: bytes, shared: Shared) -> None:
             aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=None)) as session,
             asyncio.TaskGroup() as tasks,
         ):
-            for _ in range(in_flight):
+            for i in range(in_flight):
                 tasks.create_task(one(session))
+                if i % BEGUN_AT_ONCE == BEGUN_AT_ONCE - 1:
+                    await asyncio.sleep(BEGIN_INTERVAL_S)
 
     uvloop.run(main())
 

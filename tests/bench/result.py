@@ -61,7 +61,8 @@ class Figure:
 class Result:
     """Of one benchmark. ``unit`` is what a figure is of, ``size`` what the sizes count; ``growth`` states the slope.
 
-    ``missing``: a sentence for each thing that was asked for and not measured.
+    ``missing``: a sentence for each thing that was asked for and not measured. ``is_of_waits``: what its picture shows
+    is time by the wall.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Result:
     growth: str = ""
     notes: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    is_of_waits: bool = False
 
 
 Benchmark = Callable[[Options], Result]

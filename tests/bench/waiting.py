@@ -45,6 +45,7 @@ def idle(outcome: Outcome) -> float:
 
 def run(options: Options) -> Result:
     result = Result("waiting", "The trainer's waiting, in the engine's own time", "waited a step", "groups a batch")
+    result.is_of_waits = True
     steps = QUICK_STEPS if options.quick else STEPS
     waits: dict[str, list[tuple[float, float]]] = {name: [] for name in ALL_WAYS}
     seeds = SEEDS[:1] if options.is_sample else QUICK_SEEDS if options.quick else SEEDS
