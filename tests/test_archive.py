@@ -134,6 +134,8 @@ def test_a_disk_that_fails_keeps_no_trainer_waiting_and_costs_nothing_once_it_wo
         seen = _train_while_it_fails(process)
         with process.connect() as client:
             seen |= train(client, 2)
+            while client.status()["archive"]["fault"] is None:
+                pass
             (tmp_path / "kept").unlink()
             while client.status()["archive"]["waiting"]:
                 pass
@@ -142,8 +144,9 @@ def test_a_disk_that_fails_keeps_no_trainer_waiting_and_costs_nothing_once_it_wo
             (tmp_path / "kept").rename(tmp_path / "away")
             (tmp_path / "kept").symlink_to("nowhere/kept")
             train(client, 2)
+            while len(levels := _archive_levels(process)) < 3:
+                pass
             process.kill()
-        levels = [line["log.level"] for line in process.log if line["event"]["dataset"] == "archive"]
         assert levels[:3] == ["error", "error", "info"], "said once a life, not at every try"
         write_config(tmp_path, archive=None)  # what waits is given up with a warning
         process.start()
@@ -152,6 +155,10 @@ def test_a_disk_that_fails_keeps_no_trainer_waiting_and_costs_nothing_once_it_wo
             train(client, 1)
         process.wait_for_line("2 batches, of steps 5 to 6, waited for an archive")
         assert process.stop() == 0
+
+
+def _archive_levels(process: DaemonProcess) -> list[str]:
+    return [line["log.level"] for line in process.log if line["event"]["dataset"] == "archive"]
 
 
 def _train_while_it_fails(process: DaemonProcess) -> dict[int, list[dict[str, Any]]]:
