@@ -86,6 +86,7 @@ def test_prometheus_takes_a_run_with_all_that_a_run_can_have(tmp_path: Path) -> 
             client.ack(client.get_batch(timeout_s=30).lease)
         client.get_batch(timeout_s=30)
         before, (code, text), after = client.status(), fetch(port, "/metrics"), client.status()
+        process.wait_for_line("step 3: ")
         names = {name for line in process.log if line["event"]["dataset"] == "step" for name in line["metrics"]}
     assert code == 200
     promtool("check", "metrics", text=text)
