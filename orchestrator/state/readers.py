@@ -16,13 +16,15 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence, Set
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Final
 
 import aiofiles.os
+
+from orchestrator.held_groups import LocatedFrames, Place, StoredGroup
 
 from .segments import segment_path
 
@@ -55,8 +57,35 @@ class SegmentReaders:
         """Segments that are open."""
         return set(self._open)
 
+    async def located(
+        self, groups: Sequence[StoredGroup], existing: Set[int], is_readable: Callable[[Place], bool]
+    ) -> LocatedFrames | None:
+        """Where the frames of groups can be read; ``None`` where not all can be.
+
+        Args:
+            groups: they may be moved meanwhile.
+            existing: the segments that there are; they may change meanwhile.
+            is_readable: whether what should be at a place is there.
+        """
+        if not await self.open({group.place.segment for group in groups}):
+            return None
+        for number in self.numbers - existing:
+            self.forget(number)
+        numbers = sorted({group.place.segment for group in groups})  # anew: they may have moved
+        if not (self.are_open(numbers) and all(is_readable(group.place) for group in groups)):
+            return None
+        table = [
+            (numbers.index(segment), offset + length - len(group.frame), len(group.frame))
+            for group in groups
+            for segment, offset, length in (group.place,)
+        ]
+        try:
+            return LocatedFrames(self._duplicates(numbers), table)
+        except OSError:  # there are too many descriptors
+            return None
+
     def are_open(self, numbers: Iterable[int]) -> bool:
-        """Whether :meth:`duplicates` can be had of all of them."""
+        """Whether all of them are."""
         return all(number in self._open for number in numbers)
 
     async def open(self, numbers: Iterable[int]) -> bool:
@@ -87,12 +116,7 @@ class SegmentReaders:
         while len(self._open) > MAX_OPEN:
             self.forget(next(iter(self._open)))
 
-    def duplicates(self, numbers: Iterable[int]) -> list[int]:
-        """A new descriptor of each, all of which are open.
-
-        Raises:
-            OSError: there are too many descriptors.
-        """
+    def _duplicates(self, numbers: Iterable[int]) -> list[int]:
         made: list[int] = []
         try:
             for number in numbers:

@@ -215,24 +215,9 @@ class StateStore:
         Not those that compaction is just moving, and none while the disk has a fault: what it could not sync it may
         have lost.
         """
-        if not await self._readers.open({group.place.segment for group in groups}):
-            return None
-        numbers = sorted({group.place.segment for group in groups})  # again: they may have moved meanwhile
-        for number in self._readers.numbers - self._segments:
-            self._readers.forget(number)
-        if self.fault is not None or not self._readers.are_open(numbers):
-            return None
-        if not all(self._writer.is_written(group.place) for group in groups):
-            return None
-        table = [
-            (numbers.index(segment), offset + length - len(group.frame), len(group.frame))
-            for group in groups
-            for segment, offset, length in (group.place,)
-        ]
-        try:
-            return LocatedFrames(self._readers.duplicates(numbers), table)
-        except OSError:
-            return None
+        return await self._readers.located(
+            groups, self._segments, lambda place: self.fault is None and self._writer.is_written(place)
+        )
 
     @property
     def is_congested(self) -> bool:
