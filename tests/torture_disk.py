@@ -364,11 +364,25 @@ def _segments_for_a_small_disk() -> None:
     short_cycle(segment_bytes=48 << 10, snapshot_bytes=32 << 10)
 
 
+def _come_to_rest(talk: Talk) -> None:
+    """Until all that was launched is finished, and written, as a status reports nothing else.
+
+    What the daemon gives up when it finds the disk full is for its own records: while it writes, whoever fills the disk
+    might take that as well.
+    """
+    end = time.monotonic() + 20
+    while talk.ask("status")[0]["generation"]["in_flight"]:
+        must(time.monotonic() < end, "what was launched does not end")
+    talk.ask("status")
+
+
 def _wait_for_a_full_disk(run: Run, talk: Talk, disk: Path) -> None:
     end = time.monotonic() + 20
+    _come_to_rest(talk)
     fill(disk)
     while (now := fault(talk)) is None or "ENOSPC" not in now:
         must(time.monotonic() < end, f"the disk is full and the status says {now}")
+        _come_to_rest(talk)
         fill(disk)  # again and again: snapshots give back what is acknowledged
         version = run.model.version + 1
         run.model.asked_version = version
