@@ -1,7 +1,7 @@
 """Adaptive weights: functions of a source's statistics, by which the mixture follows what the model can learn from.
 
 A function of a weight whose parameter ``stats`` is required is given its source's
-:class:`~orchestrator.observations.SourceStats`. Three are here; each has a floor, a ceiling and a rate limit, and
+:class:`~orchestrator.core.observations.SourceStats`. Three are here; each has a floor, a ceiling and a rate limit, and
 ``docs/adaptive_weights.md`` says where it comes from. A config names one by its dotted path::
 
     data_source_weights:
@@ -26,7 +26,7 @@ from __future__ import annotations
 import math
 from typing import Final
 
-from .observations import SourceStats
+from orchestrator.core.observations import SourceStats
 
 __all__ = ["CEILING", "FLOOR", "RATE", "learnability", "pass_rate_target", "upper_confidence_bound"]
 

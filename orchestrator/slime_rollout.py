@@ -19,8 +19,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Final
 
+from orchestrator.slime.samples import SOURCE_KEY, STEP_KEY, WEIGHT_KEY, optional_module, sample_type
+
 from .errors import BadRequest, BatchTimeout, ConnectionLost
-from .slime_bridge.samples import SOURCE_KEY, STEP_KEY, WEIGHT_KEY, optional_module, sample_type
 
 if TYPE_CHECKING:
     from .client import Batch, RolloutClient, RolloutGroup, RolloutSample

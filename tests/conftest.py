@@ -6,7 +6,7 @@ import os
 
 from hypothesis import settings
 
-from .browser import browser, browser_if_any
+from tests.support.browser import browser, browser_if_any
 
 __all__ = ["browser", "browser_if_any"]
 

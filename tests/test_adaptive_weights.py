@@ -13,18 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.adaptive_weights import CEILING, FLOOR, RATE, learnability, pass_rate_target, upper_confidence_bound
+from orchestrator.core.filters import FilterError, RewardCaps
+from orchestrator.core.ledger.events import Dropped
+from orchestrator.core.ledger.ledger import Ledger, SourceSize
+from orchestrator.core.observations import HALF_LIFE_BATCHES, HALF_LIFE_GROUPS, NO_STATS, Observations, SourceStats
+from orchestrator.core.weights.table import WeightTable, parse_weight
 from orchestrator.errors import WeightError
-from orchestrator.events import Dropped
-from orchestrator.filters import FilterError, RewardCaps
-from orchestrator.ledger import Ledger, SourceSize
-from orchestrator.observations import HALF_LIFE_BATCHES, HALF_LIFE_GROUPS, NO_STATS, Observations, SourceStats
-from orchestrator.slime_bridge.options import read_weights
-from orchestrator.weights import WeightTable, parse_weight
-
-from .builders import MemoryJournal, frame_for, launch
-from .daemon_process import daemon, write_config
-from .histories import ROWS, Case, History, Written
-from .slime_side import make_args
+from orchestrator.slime.options import read_weights
+from tests.support.builders import MemoryJournal, frame_for, launch
+from tests.support.daemon_process import daemon, write_config
+from tests.support.histories import ROWS, Case, History, Written
+from tests.support.slime_side import make_args
 
 BUILT_IN = (learnability, pass_rate_target, upper_confidence_bound)
 PATH = "orchestrator.adaptive_weights."

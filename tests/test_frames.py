@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.client import RolloutGroup
+from orchestrator.core.ledger.groups import Place, StoredGroup
 from orchestrator.errors import FrameError
 from orchestrator.frames import (
     DEFAULT_MAX_PAYLOAD_BYTES,
@@ -27,10 +28,8 @@ from orchestrator.frames import (
     parse_header,
     parse_prefix,
 )
-from orchestrator.held_groups import Place, StoredGroup
 from orchestrator.records import NO_VERSION, Group, Prompt, Sample, SampleStatus
-
-from .builders import make_group
+from tests.support.builders import make_group
 
 int32s = st.integers(-(2**31), 2**31 - 1)
 any_text = st.text(st.characters(codec=None, exclude_categories=()), max_size=30)  # lone surrogates too

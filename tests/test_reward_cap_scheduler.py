@@ -11,9 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator import reward_cap_scheduler as schedules
-from orchestrator.filters import RewardCaps
-
-from .builders import make_sample
+from orchestrator.core.filters import RewardCaps
+from tests.support.builders import make_sample
 
 Schedule = Callable[[int], float]
 

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
-from orchestrator.custom_log import rollout_metrics
 from orchestrator.errors import BadRequest, BatchTimeout, CheckpointError, RunFinished
-from orchestrator.slime_bridge.samples import Sample
+from orchestrator.slime.custom_log import rollout_metrics
+from orchestrator.slime.samples import Sample
 from orchestrator.slime_rollout import DaemonDataSource, generate_rollout
-
-from .daemon_process import DaemonProcess, daemon, write_config
-from .slime_side import write_stand_in
+from tests.support.daemon_process import DaemonProcess, daemon, write_config
+from tests.support.paths import ROOT
+from tests.support.slime_side import write_stand_in
 
 EXTRA = {
     "slime/rollout/base_types.py": """
@@ -168,6 +168,6 @@ def test_the_end_of_the_run_and_a_wait_have_their_reason(tmp_path: Path) -> None
 def test_importing_it_loads_nothing_large() -> None:
     large = {"torch", "slime", "anyio", "numpy"}
     program = f"import sys, orchestrator.slime_rollout; print(*sorted({large!r} & set(sys.modules)))"
-    root = Path(__file__).parent.parent
+    root = ROOT
     run = subprocess.run([sys.executable, "-c", program], cwd=root, timeout=30, check=True, capture_output=True)
     assert run.stdout.decode().strip() == ""

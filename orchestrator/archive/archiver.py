@@ -23,10 +23,10 @@ import anyio
 from anyio.abc import TaskStatus
 from structlog.typing import FilteringBoundLogger
 
-from orchestrator.broadcast import Broadcast
-from orchestrator.events import Archived, Event
-from orchestrator.ledger import Ledger
-from orchestrator.unarchived import BatchKey, TrainedBatch
+from orchestrator.concurrency.broadcast import Broadcast
+from orchestrator.core.ledger.events import Archived, Event
+from orchestrator.core.ledger.ledger import Ledger
+from orchestrator.core.ledger.unarchived import BatchKey, TrainedBatch
 
 from .names import remove_older, remove_unfinished
 from .reading import find_step

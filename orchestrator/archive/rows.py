@@ -13,9 +13,9 @@ from typing import Any, Final
 
 import numpy as np
 
+from orchestrator.core.ledger.unarchived import TrainedBatch
 from orchestrator.frames import GroupFrame
 from orchestrator.records import NO_VERSION
-from orchestrator.unarchived import TrainedBatch
 
 __all__ = ["COLUMNS", "group_object"]
 

@@ -17,9 +17,9 @@ from typing import Any, BinaryIO, Final
 
 import orjson
 
+from orchestrator.core.ledger.unarchived import TrainedBatch
 from orchestrator.errors import FrameError
 from orchestrator.frames import GroupFrame
-from orchestrator.unarchived import TrainedBatch
 
 from .names import UNFINISHED, step_path
 from .rows import group_object

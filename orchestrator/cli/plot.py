@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from orchestrator.errors import OrchestratorError
 
 if TYPE_CHECKING:
-    from orchestrator.plan import PlannedBatch
+    from orchestrator.core.mixture.plan import PlannedBatch
 
 __all__ = ["PlotError", "draw_weights"]
 

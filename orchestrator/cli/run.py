@@ -30,7 +30,7 @@ def run(config: Path, /, *, allow_source_changes: Annotated[bool, Parameter(nega
     import anyio
 
     from orchestrator.config import load_config
-    from orchestrator.daemon import Daemon
+    from orchestrator.daemon.daemon import Daemon
     from orchestrator.errors import OrchestratorError
     from orchestrator.logs import configure_logging
 

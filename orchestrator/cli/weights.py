@@ -23,7 +23,7 @@ from .live import CONNECT_TIMEOUT_S, Socket
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from orchestrator.plan import PlannedBatch
+    from orchestrator.core.mixture.plan import PlannedBatch
 
 __all__ = ["weights"]
 

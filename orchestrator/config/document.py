@@ -13,8 +13,8 @@ from typing import Annotated, Any, Final
 
 from pydantic import BeforeValidator, Field
 
+from orchestrator.core.filters import BUILT_IN_FILTERS
 from orchestrator.engines.port import SamplingParams
-from orchestrator.filters import BUILT_IN_FILTERS
 
 from .engines import EngineSpec, Logprobs, logprobs_of, named
 from .fields import (
@@ -30,17 +30,7 @@ from .fields import (
     subsection,
 )
 from .metrics import Metrics
-from .sections import (
-    Archive,
-    Consumer,
-    EngineDefaults,
-    Logging,
-    Rollout,
-    Run,
-    Sampling,
-    Status,
-    Tokenizer,
-)
+from .sections import Archive, Consumer, EngineDefaults, Logging, Rollout, Run, Sampling, Status, Tokenizer
 from .sources import PromptPath, Prompts, RewardField, Source
 from .text import Location
 

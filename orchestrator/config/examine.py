@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from orchestrator.core.filters import load_filter
+from orchestrator.core.mixture.plan import PlannedBatch, forecast
+from orchestrator.core.weights.table import Weight, WeightTable, parse_weight
 from orchestrator.errors import DottedPathError, ExpressionError, OrchestratorError, PromptFileError, WeightError
-from orchestrator.filters import load_filter
-from orchestrator.plan import PlannedBatch, forecast
 from orchestrator.prompts import PromptSource, open_prompts
 from orchestrator.rewards import BUILT_IN_REWARDS, build_reward
 from orchestrator.tokenizer import find_problem
-from orchestrator.weights import Weight, WeightTable, parse_weight
 
 from .document import Config
 from .findings import Finding

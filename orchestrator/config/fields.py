@@ -23,8 +23,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic import WithJsonSchema as Schema
 from pydantic_core import PydanticCustomError
 
+from orchestrator.core.weights.expressions import compile_expression
 from orchestrator.errors import ExpressionError
-from orchestrator.expressions import compile_expression
 
 __all__ = [
     "Bytes",
@@ -244,7 +244,7 @@ WeightText = Annotated[
     PlainValidator(_weight, json_schema_input_type=float | str),
     Schema({"anyOf": [{"type": "number", "minimum": 0}, {"type": "string", "pattern": r"^\s*lambda\b|\."}]}),
 ]
-"""A weight as written; ``orchestrator.weights.parse_weight`` makes a function of it."""
+"""A weight as written; ``orchestrator.core.weights.table.parse_weight`` makes a function of it."""
 
 
 def list_of(what: str, example: str, *, least: int = 0) -> BeforeValidator:

@@ -14,8 +14,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
+from orchestrator.core.ledger.source_changes import SourceRoster
 from orchestrator.errors import BadRequest
-from orchestrator.source_roster import SourceRoster
 
 from .document import Config
 from .engines import EngineSpec, named

@@ -1,8 +1,9 @@
 """The consumer API: leases on a Unix socket (``docs/protocol.md``)."""
 
-from .connection import Connection
-from .desk import Handout, LeaseDesk
-from .server import ConsumerServer
+from orchestrator.consumer.socket.connection import Connection
+from orchestrator.consumer.socket.server import ConsumerServer
+
+from .handout import Handout, LeaseDesk
 from .service import ConsumerService
 
 __all__ = ["Connection", "ConsumerServer", "ConsumerService", "Handout", "LeaseDesk"]

@@ -16,23 +16,23 @@ from typing import Any, Protocol, cast
 import anyio
 from structlog.typing import FilteringBoundLogger
 
-from orchestrator.broadcast import Broadcast
+from orchestrator.concurrency.broadcast import Broadcast
+from orchestrator.consumer.methods.checkpoints import CheckpointControl, CheckpointMethods
+from orchestrator.consumer.methods.engines import EngineControl, EngineMethods, Method
+from orchestrator.consumer.methods.sources import SourceControl, SourceMethods
+from orchestrator.consumer.socket.connection import Answer, Connection
+from orchestrator.consumer.socket.requests import Request
+from orchestrator.core.ledger.events import SourcePaused, SourceResumed
+from orchestrator.core.ledger.groups import LocatedFrames, StoredGroup
+from orchestrator.core.ledger.journal import Journal
+from orchestrator.core.ledger.ledger import Ledger
+from orchestrator.core.mixture.outlook import Finished, Shortage
 from orchestrator.errors import BadRequest, BatchTimeout, RankInUse, RunFinished, ShuttingDown
-from orchestrator.events import SourcePaused, SourceResumed
 from orchestrator.frames import DEFAULT_MAX_PAYLOAD_BYTES
-from orchestrator.held_groups import LocatedFrames, StoredGroup
-from orchestrator.journal import Journal
-from orchestrator.ledger import Ledger
-from orchestrator.outlook import Finished, Shortage
-from orchestrator.waits import Waiting, Waits
 
-from . import methods as m
-from .checkpoint_methods import CheckpointControl, CheckpointMethods
-from .connection import Answer, Connection
-from .desk import Handout, LeaseDesk
-from .engine_methods import EngineControl, EngineMethods, Method
-from .requests import Request
-from .source_methods import SourceControl, SourceMethods
+from .handout import Handout, LeaseDesk
+from .methods import params as m
+from .waits import Waiting, Waits
 from .writing import kept
 
 __all__ = ["ConsumerService", "RunControl"]

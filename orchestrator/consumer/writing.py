@@ -12,8 +12,8 @@ from typing import Any, Final
 
 import anyio
 
+from orchestrator.core.ledger.journal import Journal
 from orchestrator.errors import NotWritten
-from orchestrator.journal import Journal
 
 __all__ = ["WRITE_DEADLINE_S", "kept"]
 

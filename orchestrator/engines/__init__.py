@@ -1,19 +1,12 @@
 """Inference engines: the port, its adapters, and the pool that makes one of many."""
 
+from orchestrator.engines.pool.parameter_update import EngineUpdate, UpdateMode
+from orchestrator.engines.pool.pool import EnginePool, EngineStatistics, KnownWeights
+from orchestrator.engines.pool.roster import PROBE_TEXT
+
 from .build import build_engine
-from .pool import EnginePool, EngineStatistics, KnownWeights
-from .port import (
-    Engine,
-    EngineInfo,
-    GenerationEnd,
-    GenerationRequest,
-    SamplingParams,
-    TokenSink,
-    WeightUpdate,
-)
-from .roster import PROBE_TEXT
+from .port import Engine, EngineInfo, GenerationEnd, GenerationRequest, SamplingParams, TokenSink, WeightUpdate
 from .scripted import ScriptedEngine
-from .weight_update import EngineUpdate, UpdateMode
 
 __all__ = [
     "PROBE_TEXT",

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .embedded import EmbeddedEngine
-from .llamacpp import LlamaCppEngine
-from .openai import OpenAIEngine
+from orchestrator.engines.embedded.engine import EmbeddedEngine
+from orchestrator.engines.llamacpp.engine import LlamaCppEngine
+from orchestrator.engines.openai.engine import OpenAIEngine
+from orchestrator.engines.sglang.engine import SGLangEngine
+
 from .port import Engine
 from .scripted import ScriptedEngine
-from .sglang import SGLangEngine
 
 __all__ = ["build_engine"]
 

@@ -18,11 +18,11 @@ from typing import Any, Final, Protocol, TextIO
 import structlog
 from structlog.typing import FilteringBoundLogger
 
-from orchestrator.events import Event
+from orchestrator.core.ledger.events import Event
 
-from .journal import journal_line, level_of
 from .lines import ConsoleLines, EcsLines
 from .recent import RecentEvents
+from .record_lines import journal_line, level_of
 from .writer import FLUSH_DEADLINE_S, LogWriter, Sink
 
 __all__ = ["LEVELS", "LogHandle", "StepFigures", "configure_logging"]

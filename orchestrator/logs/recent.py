@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from structlog.typing import EventDict
 
-from .journal import JOURNAL
+from .record_lines import JOURNAL
 
 __all__ = ["MAX_EVENTS", "RecentEvents"]
 

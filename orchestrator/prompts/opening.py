@@ -8,7 +8,7 @@ from typing import Any
 
 import anyio.to_thread
 
-from orchestrator.reasoning_tasks import TaskSpec
+from orchestrator.concurrency.processes.reasoning_tasks import TaskSpec
 
 from .files import load_prompts
 from .port import PromptSource

@@ -19,11 +19,18 @@ from typing import Any, Final, Self
 import anyio
 import orjson
 
+from orchestrator.concurrency.processes import WorkerFailed, WorkerPool, WorkerRefused
+from orchestrator.concurrency.processes.messages import encode_message
+from orchestrator.concurrency.processes.reasoning_tasks import (
+    HASH_SEED,
+    INSTALL_HINT,
+    PREFIX,
+    BadTask,
+    Entries,
+    TaskSpec,
+)
 from orchestrator.errors import PromptFileError
-from orchestrator.reasoning_tasks import HASH_SEED, INSTALL_HINT, PREFIX, BadTask, Entries, TaskSpec
 from orchestrator.records import Prompt
-from orchestrator.workers import WorkerFailed, WorkerPool, WorkerRefused
-from orchestrator.workers.messages import encode_message
 
 from .order import PromptOrder
 from .port import PromptUnavailable

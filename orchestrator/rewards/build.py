@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from orchestrator.dotted import resolve
+from orchestrator.core.dotted import resolve
 from orchestrator.errors import DottedPathError
 
 from .builtin import BUILT_IN_REWARDS, BuiltInReward

@@ -18,9 +18,9 @@ from typing import Any
 
 import anyio
 
+from orchestrator.concurrency.processes import WorkerFailed, WorkerPool, WorkerRefused, WorkerTimeout
 from orchestrator.errors import RewardError, RewardTimeout
 from orchestrator.records import Prompt, Sample
-from orchestrator.workers import WorkerFailed, WorkerPool, WorkerRefused, WorkerTimeout
 
 from .bounded import BoundedReward
 from .port import RewardResult, RewardStatistics

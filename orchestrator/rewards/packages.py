@@ -11,7 +11,7 @@ import importlib.util
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-from orchestrator.reasoning_tasks import HASH_SEED
+from orchestrator.concurrency.processes.reasoning_tasks import HASH_SEED
 
 __all__ = ["PACKAGE_REWARDS", "PackageReward", "missing_package"]
 

@@ -11,8 +11,8 @@ from typing import Any, Final
 
 import orjson
 
+from orchestrator.concurrency.processes.reasoning_tasks import BadTask, Entries, TaskSpec
 from orchestrator.errors import RewardError
-from orchestrator.reasoning_tasks import BadTask, Entries, TaskSpec
 from orchestrator.records import Prompt, Sample
 
 from .verdict import describe_exception

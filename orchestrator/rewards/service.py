@@ -12,9 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from orchestrator.dotted import resolve
+from orchestrator.concurrency.processes import WorkerRefused
+from orchestrator.core.dotted import resolve
 from orchestrator.errors import DottedPathError, RewardError
-from orchestrator.workers import WorkerRefused
 
 from .verdict import describe_exception, to_results
 from .wire import decode_call

@@ -11,8 +11,8 @@ from array import array
 from collections.abc import Sequence
 from typing import Any, Final
 
+from orchestrator.concurrency.processes.messages import encode_message
 from orchestrator.records import Prompt, Sample, SampleStatus
-from orchestrator.workers.messages import encode_message
 
 __all__ = ["MAX_CALL_BYTES", "decode_call", "encode_call"]
 

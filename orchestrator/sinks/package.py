@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from orchestrator.workers import WorkerFailed, WorkerPool
-from orchestrator.workers.messages import encode_message
+from orchestrator.concurrency.processes import WorkerFailed, WorkerPool
+from orchestrator.concurrency.processes.messages import encode_message
 
 from .feed import SinkFailed, StepFigures, as_json
 

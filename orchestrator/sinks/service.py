@@ -15,8 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from orchestrator.dotted import resolve
-from orchestrator.workers import WorkerRefused
+from orchestrator.concurrency.processes import WorkerRefused
+from orchestrator.core.dotted import resolve
 
 __all__ = ["PackageRun", "RunIdentity", "serve"]
 

@@ -24,8 +24,8 @@ from typing import Any, Final
 
 import google_crc32c
 
+from orchestrator.core.ledger.groups import Place
 from orchestrator.errors import BadRequest, CheckpointError, CorruptState, StateError
-from orchestrator.held_groups import Place
 
 from .segments import Segment, list_segments, segment_path
 from .snapshots import kept_by, read_snapshot, snapshot_head, snapshot_path

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
-from orchestrator.held_groups import Place, StoredGroup
+from orchestrator.core.ledger.groups import Place, StoredGroup
 
 from .segments import RecordKind, encode_moved, encode_prefix
 

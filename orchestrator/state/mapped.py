@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from orchestrator.core.ledger.groups import Place
 from orchestrator.errors import CorruptState
-from orchestrator.held_groups import Place
 
 from .segments import Segment
 

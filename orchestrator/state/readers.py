@@ -24,7 +24,7 @@ from typing import Final
 
 import aiofiles.os
 
-from orchestrator.held_groups import LocatedFrames, Place, StoredGroup
+from orchestrator.core.ledger.groups import LocatedFrames, Place, StoredGroup
 
 from .segments import segment_path
 

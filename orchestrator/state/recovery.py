@@ -21,6 +21,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from orchestrator.core.ledger.events import CheckpointLoaded, Event, SourceFacts, SourcesChanged, decode_event
+from orchestrator.core.ledger.ledger import Ledger, SourceSize
+from orchestrator.core.ledger.source_changes import SourceRoster
 from orchestrator.errors import (
     CheckpointError,
     CorruptState,
@@ -30,9 +33,6 @@ from orchestrator.errors import (
     StateError,
     VersionWentBack,
 )
-from orchestrator.events import CheckpointLoaded, Event, SourceFacts, SourcesChanged, decode_event
-from orchestrator.ledger import Ledger, SourceSize
-from orchestrator.source_roster import SourceRoster
 
 from .checkpoints import checkpoint_checksum, read_checkpoint, relink, tidy_checkpoints, verify_checkpoint
 from .mapped import Segments
@@ -95,7 +95,7 @@ def recover(
         sizes: the sources of the config.
         nonce: for the leases of a fresh ledger.
         at_run_time: the sources that there should be, given what was done to those of the config at run time.
-        allow_source_changes: take the sources of the config for a state of others (``orchestrator.source_changes``).
+        allow_source_changes: take the sources of the config for a state of others (``core.ledger.changed_sources``).
 
     Raises:
         ForeignState: the state is of other sources, and that is not allowed.

@@ -19,7 +19,7 @@ from typing import Final
 import aiofiles.os
 import anyio
 
-from orchestrator.ledger import Ledger
+from orchestrator.core.ledger.ledger import Ledger
 
 from .faults import DiskFaults, Operation
 

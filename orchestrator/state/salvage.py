@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from orchestrator.core.ledger.events import Dropped, Event
+from orchestrator.core.ledger.ledger import DAMAGED, Ledger
 from orchestrator.errors import StateError
-from orchestrator.events import Dropped, Event
-from orchestrator.ledger import DAMAGED, Ledger
 
 from .segments import SEGMENT_HEADER_BYTES, LogPosition, segment_header, segment_path
 

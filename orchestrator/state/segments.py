@@ -35,8 +35,8 @@ from typing import Final, NamedTuple
 
 import google_crc32c
 
+from orchestrator.core.ledger.groups import Place
 from orchestrator.errors import CorruptState, StateError
-from orchestrator.held_groups import Place
 
 __all__ = [
     "MOVED_HEADER_BYTES",
@@ -84,11 +84,11 @@ class RecordKind(IntEnum):
     """What a record's body is; numbers are never given to another meaning."""
 
     EVENT = 1
-    """A JSON event (``orchestrator.events``)."""
+    """A JSON event (``orchestrator.core.ledger.events``)."""
     GROUP = 2
     """The frame of a finished group."""
     PARTIAL = 3
-    """A partial frame (``orchestrator.partials``)."""
+    """A partial frame (``orchestrator.core.ledger.partials``)."""
     MOVED = 4
     """24 bytes of the old place, then a frame that was copied here by compaction."""
     CONTINUES = 5

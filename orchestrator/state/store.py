@@ -24,13 +24,13 @@ import msgspec
 from anyio.abc import TaskStatus
 from structlog.typing import FilteringBoundLogger
 
-from orchestrator.broadcast import Broadcast
+from orchestrator.concurrency.broadcast import Broadcast
+from orchestrator.core.ledger.events import Archived, CheckpointLoaded, Event, Launched, LeaseAcked, encode_event
+from orchestrator.core.ledger.groups import LocatedFrames, Place, StoredGroup
+from orchestrator.core.ledger.ledger import Ledger, SourceSize
+from orchestrator.core.ledger.source_changes import SourceRoster
 from orchestrator.errors import StateError
-from orchestrator.events import Archived, CheckpointLoaded, Event, Launched, LeaseAcked, encode_event
-from orchestrator.held_groups import LocatedFrames, Place, StoredGroup
-from orchestrator.ledger import Ledger, SourceSize
 from orchestrator.records import Group
-from orchestrator.source_roster import SourceRoster
 
 from .checkpoints import check_name, save_checkpoint
 from .compaction import copies, slices, sparse_frames
@@ -73,7 +73,7 @@ def _encode(data: dict[str, Any]) -> tuple[bytes, Kept]:
 
 
 class StateStore:
-    """A :class:`~orchestrator.journal.Journal`: :meth:`open` it, :meth:`run` it in a task, :meth:`aclose` it."""
+    """A :class:`~..core.ledger.journal.Journal`: :meth:`open` it, :meth:`run` it in a task, :meth:`aclose` it."""
 
     def __init__(
         self,
@@ -169,7 +169,7 @@ class StateStore:
             self._replan.notify()
 
     def store_group(self, frame: bytes, group: Group | None = None) -> StoredGroup:
-        """A finished group enters its source's buffer; ``group``: see :class:`~orchestrator.journal.Journal`."""
+        """A finished group enters its source's buffer; ``group``: see :class:`~..core.ledger.journal.Journal`."""
         place = self._append(RecordKind.GROUP, frame)
         revision = self.ledger.plan_revision
         stored = StoredGroup.from_frame(frame, place) if group is None else StoredGroup.of(group, frame, place)

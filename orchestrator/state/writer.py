@@ -25,20 +25,13 @@ from typing import Final
 import anyio
 from anyio.abc import TaskStatus
 
-from orchestrator.broadcast import Broadcast
-from orchestrator.held_groups import Place
+from orchestrator.concurrency.broadcast import Broadcast
+from orchestrator.core.ledger.groups import Place
 
 from .appender import MAX_BUFFERS_A_WRITE, Appender, Queued
 from .faults import DiskFaults, Operation
 from .reserve import NO_ROOM
-from .segments import (
-    RECORD_PREFIX_BYTES,
-    LogPosition,
-    RecordKind,
-    encode_continues,
-    encode_prefix,
-    segment_header,
-)
+from .segments import RECORD_PREFIX_BYTES, LogPosition, RecordKind, encode_continues, encode_prefix, segment_header
 
 __all__ = ["SEGMENT_BYTES", "LogWriter"]
 

@@ -14,10 +14,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from orchestrator.core.ledger.ledger import Ledger
+from orchestrator.core.mixture.outlook import Demand, Shortage
 from orchestrator.engines import EngineStatistics
-from orchestrator.ledger import Ledger
-from orchestrator.outlook import Demand, Shortage
-from orchestrator.producer import ProducerStatistics
+from orchestrator.production.producer import ProducerStatistics
 from orchestrator.rewards import RewardStatistics
 
 from .source_cause import AT_WORK, why_lacking

@@ -15,17 +15,17 @@ from typing import Any
 
 from msgspec import to_builtins
 
-from orchestrator.buffer import SourceState
+from orchestrator.core.ledger.groups import DropCount
+from orchestrator.core.ledger.ledger import Ledger
+from orchestrator.core.ledger.source_state import SourceState
+from orchestrator.core.mixture.mixer import Mixer
+from orchestrator.core.mixture.outlook import Finished
 from orchestrator.engines import EngineStatistics
-from orchestrator.held_groups import DropCount
-from orchestrator.ledger import Ledger
-from orchestrator.mixer import Mixer
-from orchestrator.outlook import Finished
-from orchestrator.producer import ProducerStatistics
+from orchestrator.production.producer import ProducerStatistics
 from orchestrator.rewards import RewardStatistics
 
 from .headline import headline
-from .weights import weight_in_force
+from .weight_in_force import weight_in_force
 
 __all__ = ["RunFacts", "build_status"]
 

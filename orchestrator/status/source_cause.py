@@ -12,13 +12,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from orchestrator.buffer import SourceState
+from orchestrator.core.ledger.source_state import SourceState
+from orchestrator.core.mixture.outlook import Demand, Lack
+from orchestrator.core.staleness import STALE
 from orchestrator.engines import EngineStatistics
-from orchestrator.group_progress import GroupStanding
-from orchestrator.outlook import Demand, Lack
-from orchestrator.producer import ProducerStatistics
+from orchestrator.production.group_progress import GroupStanding
+from orchestrator.production.producer import ProducerStatistics
 from orchestrator.rewards import RewardStatistics
-from orchestrator.staleness import STALE
 
 __all__ = ["AT_WORK", "reward_trouble", "why_lacking"]
 

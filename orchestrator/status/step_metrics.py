@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple
 
-from orchestrator.buffer import SourceState
-from orchestrator.held_groups import StoredGroup
-from orchestrator.leases import LeasedBatch
-from orchestrator.ledger import Ledger
-from orchestrator.staleness import staleness
-from orchestrator.statistics import Summary, summarize
+from orchestrator.core.ledger.groups import StoredGroup
+from orchestrator.core.ledger.leases import LeasedBatch
+from orchestrator.core.ledger.ledger import Ledger
+from orchestrator.core.ledger.source_state import SourceState
+from orchestrator.core.staleness import staleness
+from orchestrator.core.statistics import Summary, summarize
 
 __all__ = ["StepMetrics", "StepReport"]
 

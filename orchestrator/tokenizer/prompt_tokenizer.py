@@ -14,10 +14,10 @@ from typing import Any, Final, Self
 
 import anyio
 
+from orchestrator.concurrency.processes import WorkerFailed, WorkerPool, WorkerRefused, WorkerTimeout
+from orchestrator.concurrency.processes.messages import encode_message
 from orchestrator.errors import TokenizerError
 from orchestrator.records import Message
-from orchestrator.workers import WorkerFailed, WorkerPool, WorkerRefused, WorkerTimeout
-from orchestrator.workers.messages import encode_message
 
 from .service import SERVICE
 

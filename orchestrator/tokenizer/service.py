@@ -14,8 +14,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
+from orchestrator.concurrency.processes import WorkerRefused
 from orchestrator.errors import TokenizerError
-from orchestrator.workers import WorkerRefused
 
 from .files import read_files
 

@@ -19,20 +19,19 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 
-from orchestrator.assembly import Parts
-from orchestrator.broadcast import Broadcast
+from orchestrator.concurrency.broadcast import Broadcast
 from orchestrator.config import Config, load_config
-from orchestrator.daemon import Daemon
+from orchestrator.core.mixture.plan import demand, forecast
+from orchestrator.core.weights.table import WeightTable, parse_weight
+from orchestrator.daemon.assembly import Parts
+from orchestrator.daemon.daemon import Daemon
 from orchestrator.frames import encode_group
 from orchestrator.logs import configure_logging
-from orchestrator.plan import demand, forecast
 from orchestrator.prompts import PromptSource
 from orchestrator.records import Group, Prompt, Sample, SampleStatus
 from orchestrator.state import StateStore
-from orchestrator.weights import WeightTable, parse_weight
-
-from .result import Unavailable
-from .work import GROUPS_A_BATCH, PROMPT_TOKENS, SAMPLES, Maker, Shape
+from tests.bench.result import Unavailable
+from tests.bench.work import GROUPS_A_BATCH, PROMPT_TOKENS, SAMPLES, Maker, Shape
 
 ROWS = 4096
 DESCRIPTORS = 1 << 17

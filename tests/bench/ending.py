@@ -13,7 +13,7 @@ from contextlib import suppress
 from types import FrameType
 from typing import Final
 
-from .measure import family
+from tests.bench.measure import family
 
 PR_SET_CHILD_SUBREAPER: Final = 36
 END_DEADLINE_S: Final = 10.0

@@ -16,12 +16,11 @@ from pathlib import Path
 import numpy as np
 
 from orchestrator.client import Batch, RolloutClient
-
-from .daemons import FilledDaemon, daemon, process, write_config
-from .measure import Taken, cpu, cpu_ratio, exponent, interleave, wall, wall_ratio, watched
-from .peers import orjson_peer
-from .result import Figure, Goal, Options, Result, Unavailable
-from .work import GROUPS_A_BATCH, LONG, SAMPLES, SHAPES, STANDARD, Maker, Shape
+from tests.bench.daemons import FilledDaemon, daemon, process, write_config
+from tests.bench.measure import Taken, cpu, cpu_ratio, exponent, interleave, wall, wall_ratio, watched
+from tests.bench.peers import orjson_peer
+from tests.bench.result import Figure, Goal, Options, Result, Unavailable
+from tests.bench.work import GROUPS_A_BATCH, LONG, SAMPLES, SHAPES, STANDARD, Maker, Shape
 
 OURS, BARE, JSON, LOOKED_AT = "orchestrator", "bare socket", "JSON lists by orjson", ", all looked at"
 BATCHES_A_TURN = {"small": 8, "standard": 6, "long": 2}

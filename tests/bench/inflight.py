@@ -21,19 +21,18 @@ from typing import Any
 import anyio
 import orjson
 
-from orchestrator.assembly import Parts
-from orchestrator.broadcast import Broadcast
 from orchestrator.client import RolloutClient
-from orchestrator.daemon import Daemon
+from orchestrator.concurrency.broadcast import Broadcast
+from orchestrator.daemon.assembly import Parts
+from orchestrator.daemon.daemon import Daemon
 from orchestrator.errors import OrchestratorError
 from orchestrator.state import StateStore
-
-from .daemons import allow_descriptors, daemon, has_ended, process, write_config
-from .lag import Shared, p99_ms, watch_lag
-from .measure import Taken, cpu, cpu_of, cpu_ratio, exponent, wall
-from .prepared import answer_bytes, idle, read_bare, serve
-from .result import Figure, Goal, Options, Result, Unavailable
-from .work import PROMPT_TOKENS, SAMPLES
+from tests.bench.daemons import allow_descriptors, daemon, has_ended, process, write_config
+from tests.bench.lag import Shared, p99_ms, watch_lag
+from tests.bench.measure import Taken, cpu, cpu_of, cpu_ratio, exponent, wall
+from tests.bench.prepared import answer_bytes, idle, read_bare, serve
+from tests.bench.result import Figure, Goal, Options, Result, Unavailable
+from tests.bench.work import PROMPT_TOKENS, SAMPLES
 
 TOKENS = 1024
 SIZES, RATE = (256, 4096, 16384), 512

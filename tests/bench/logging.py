@@ -13,23 +13,22 @@ from pathlib import Path
 import anyio
 
 from orchestrator.client import RolloutClient
-from orchestrator.filters import RewardCaps
-from orchestrator.leases import LeasedBatch
-from orchestrator.ledger import Ledger, SourceSize
+from orchestrator.consumer.waits import Waits
+from orchestrator.core.filters import RewardCaps
+from orchestrator.core.ledger.leases import LeasedBatch
+from orchestrator.core.ledger.ledger import Ledger, SourceSize
+from orchestrator.core.mixture.mixer import Mixer
+from orchestrator.core.weights.table import WeightTable, parse_weight
+from orchestrator.daemon.reporter import StepLog
 from orchestrator.logs import configure_logging
-from orchestrator.mixer import Mixer
-from orchestrator.reporter import StepLog
 from orchestrator.sinks import build_feeds
 from orchestrator.status import StepHistory, StepMetrics
-from orchestrator.waits import Waits
-from orchestrator.weights import WeightTable, parse_weight
-
-from ..builders import MemoryJournal
-from .daemons import ROWS, daemon, free_port, write_config
-from .measure import Taken, cpu, exponent, interleave, wall, watched
-from .mixture import expression
-from .result import Figure, Goal, Options, Result
-from .work import GROUPS_A_BATCH, SAMPLES, SMALL, Maker
+from tests.bench.daemons import ROWS, daemon, free_port, write_config
+from tests.bench.measure import Taken, cpu, exponent, interleave, wall, watched
+from tests.bench.mixture import expression
+from tests.bench.result import Figure, Goal, Options, Result
+from tests.bench.work import GROUPS_A_BATCH, SAMPLES, SMALL, Maker
+from tests.support.builders import MemoryJournal
 
 SIZES = (2, 16, 64)
 BATCHES = 60

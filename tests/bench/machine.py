@@ -8,7 +8,7 @@ import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
-from .peers import REQUIREMENTS
+from tests.bench.peers import REQUIREMENTS
 
 OURS = ("aiohttp", "anyio", "msgspec", "numpy", "orjson", "uvloop")
 

@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import OrchestratorError
-
-from .ending import Interrupts, adopt, end_descendants
-from .machine import describe, load
-from .peers import ALL_PEERS, OPTIONAL, USUAL_PEERS
-from .picture import draw
-from .result import Options, Result, Unavailable
+from tests.bench.ending import Interrupts, adopt, end_descendants
+from tests.bench.machine import describe, load
+from tests.bench.peers import ALL_PEERS, OPTIONAL, USUAL_PEERS
+from tests.bench.picture import draw
+from tests.bench.result import Options, Result, Unavailable
 
 BENCHMARKS = ("handout", "through", "inflight", "snapshot", "mixture", "waiting", "start", "logging")
 ROUNDS = 7

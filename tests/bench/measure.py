@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from .result import Unavailable
+from tests.bench.result import Unavailable
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,11 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from orchestrator.plan import PlannedBatch, demand, forecast
-from orchestrator.weights import WeightTable, parse_weight
-
-from .measure import Taken, cpu, cpu_ratio, exponent, interleave, wall, watched
-from .result import Figure, Goal, Options, Result
-from .work import GROUPS_A_BATCH
+from orchestrator.core.mixture.plan import PlannedBatch, demand, forecast
+from orchestrator.core.weights.table import WeightTable, parse_weight
+from tests.bench.measure import Taken, cpu, cpu_ratio, exponent, interleave, wall, watched
+from tests.bench.result import Figure, Goal, Options, Result
+from tests.bench.work import GROUPS_A_BATCH
 
 SIZES = (16, 64, 256)
 LOOKAHEAD = 2

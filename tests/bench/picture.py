@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from .result import Result
+from tests.bench.result import Result
 
 STEPS: Final = (1, 2, 5)
 LEAST: Final = 0.1

@@ -15,7 +15,7 @@ import aiohttp
 import orjson
 import uvloop
 
-from .lag import Shared, watch_lag
+from tests.bench.lag import Shared, watch_lag
 
 EVENTS: Final = 16
 VARIANTS: Final = 8

@@ -18,11 +18,11 @@ from typing import Any
 
 import anyio
 
-from ..torture_daemon import ForkedDaemon, imported, prepare
-from ..torture_scale import Measured, Shape, build, measure
-from .measure import Taken, cpu, cpu_of, cpu_ratio, exponent, interleave, wall, wall_ratio, watched
-from .result import Figure, Goal, Options, Result, Unavailable
-from .work import SAMPLES, STANDARD, Maker
+from tests.bench.measure import Taken, cpu, cpu_of, cpu_ratio, exponent, interleave, wall, wall_ratio, watched
+from tests.bench.result import Figure, Goal, Options, Result, Unavailable
+from tests.bench.work import SAMPLES, STANDARD, Maker
+from tests.torture.daemon import ForkedDaemon, imported, prepare
+from tests.torture.scale import Measured, Shape, build, measure
 
 SIZES = (1_000, 3_000, 10_000)
 QUICK_SIZES = (200, 600, 2_000)

@@ -9,10 +9,10 @@ import sys
 import time
 from pathlib import Path
 
-from .daemons import write_config
-from .measure import Taken, cpu, cpu_of, cpu_ratio, exponent, interleave, run_to_end, wall, wall_ratio
-from .mixture import expression
-from .result import Figure, Goal, Options, Result, Unavailable
+from tests.bench.daemons import write_config
+from tests.bench.measure import Taken, cpu, cpu_of, cpu_ratio, exponent, interleave, run_to_end, wall, wall_ratio
+from tests.bench.mixture import expression
+from tests.bench.result import Figure, Goal, Options, Result, Unavailable
 
 SIZES, QUICK_SIZES = (1, 16, 64), (1, 4, 16)
 START_DEADLINE_S = 60.0

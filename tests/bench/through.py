@@ -29,13 +29,12 @@ from orchestrator.client import RolloutClient
 from orchestrator.engines import SamplingParams
 from orchestrator.engines.port import GenerationRequest
 from orchestrator.engines.scripted import ScriptedEngine
-
-from .daemons import FedDaemon, daemon, write_config
-from .handout import look_at, read_columns
-from .measure import Taken, cpu, cpu_ratio, exponent, family, interleave, wall, watched, watched_families
-from .peers import OPTIONAL, PROGRAMS, USUAL_PEERS, optional_python, peers_python
-from .result import Figure, Goal, Options, Result, Unavailable
-from .work import GROUPS_A_BATCH, PROMPT_TOKENS, SAMPLES, Shape
+from tests.bench.daemons import FedDaemon, daemon, write_config
+from tests.bench.handout import look_at, read_columns
+from tests.bench.measure import Taken, cpu, cpu_ratio, exponent, family, interleave, wall, watched, watched_families
+from tests.bench.peers import OPTIONAL, PROGRAMS, USUAL_PEERS, optional_python, peers_python
+from tests.bench.result import Figure, Goal, Options, Result, Unavailable
+from tests.bench.work import GROUPS_A_BATCH, PROMPT_TOKENS, SAMPLES, Shape
 
 SIZES = (64, 1024, 4096)
 STANDARD_SIZE = 1024

@@ -1,6 +1,6 @@
 """How long the trainer waits, and what is generated for nothing: by the plan, by equal buffers, one batch at a time.
 
-The real producers, pool, scripted engine, mixer and ledger on a clock that jumps (``tests/plan_comparison``): seconds
+The real producers, pool, scripted engine, mixer and ledger on a clock that jumps (``tests/campaigns/plan_comparison``): seconds
 are the engine's and the trainer's own, so that nothing of it depends on the machine. Lengths are long-tailed
 (lognormal, sigma 1), the mixture crosses over from a source of at most 200 tokens to one of at most 1,600.
 """
@@ -10,9 +10,9 @@ from __future__ import annotations
 import statistics
 import time
 
-from ..plan_comparison import WAYS, Outcome, Scenario, compare, when_asked
-from .measure import exponent
-from .result import Figure, Goal, Options, Result
+from tests.bench.measure import exponent
+from tests.bench.result import Figure, Goal, Options, Result
+from tests.campaigns.plan_comparison import WAYS, Outcome, Scenario, compare, when_asked
 
 SIZES = (8, 16, 32)
 SAMPLE_SIZES = (4, 8, 16)

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from ..result import Unavailable
+from tests.bench.result import Unavailable
 
 ROOT: Final = Path(__file__).parents[3]
 PROGRAMS: Final = Path(__file__).parent

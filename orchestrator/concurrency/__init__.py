@@ -1,0 +1,1 @@
+"""Waking tasks, and processes for code that may hang."""

@@ -1,0 +1,80 @@
+"""The methods of the consumer API that change the config of a running daemon: reload, and sources.
+
+Invariants:
+
+* Nothing is answered before what it reports is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from orchestrator.consumer.socket.connection import Answer, Connection
+from orchestrator.core.ledger.ledger import Ledger
+from orchestrator.errors import BadRequest
+
+from . import params as m
+from .engines import Method
+
+__all__ = ["SourceControl", "SourceMethods"]
+
+
+class SourceControl(Protocol):
+    """What may be changed; each raises what its own documentation says, and returns when it is written."""
+
+    async def reload(self) -> list[dict[str, Any]]:
+        """Read the config file again and take it over; returns what differs."""
+        ...
+
+    def sources(self) -> list[dict[str, Any]]:
+        """Every source as it is now."""
+        ...
+
+    async def add(self, raw: Mapping[str, Any], weight: float | str, cap: float | str | None) -> str:
+        """One more source; returns its name."""
+        ...
+
+    async def remove(self, name: str) -> None:
+        """Let a source go."""
+        ...
+
+    async def restore(self, name: str) -> None:
+        """Have a removed source of the file again."""
+        ...
+
+
+class SourceMethods:
+    """Answers them.
+
+    Args:
+        control: what does it.
+        ledger: for the step.
+    """
+
+    def __init__(self, control: SourceControl, ledger: Ledger) -> None:
+        self._control = control
+        self._ledger = ledger
+
+    def methods(self) -> dict[str, Method]:
+        """The parameters and the function of each method, by its name on the wire."""
+        return {"reload": (m.NoParams, self._reload), "sources": (m.Sources, self._sources)}
+
+    async def _reload(self, _: Connection, __: m.NoParams) -> Answer:
+        return Answer({"changes": await self._control.reload(), "step": self._ledger.step})
+
+    async def _sources(self, _: Connection, params: m.Sources) -> Answer:
+        match params:
+            case m.Sources(action="list"):
+                pass
+            case m.Sources(action="add", source=dict() as raw, weight=float() | int() | str() as weight):
+                await self._control.add(raw, weight, params.cap)
+            case m.Sources(action="remove", name=str() as name):
+                await self._control.remove(name)
+            case m.Sources(action="restore", name=str() as name):
+                await self._control.restore(name)
+            case m.Sources(action="add"):
+                raise BadRequest("sources: add needs source, one as a config file says it, and weight")
+            case m.Sources(action=action):
+                raise BadRequest(f"sources: {action} needs name, that of a source")
+        return Answer({"sources": self._control.sources(), "step": self._ledger.step})

@@ -1,0 +1,1 @@
+"""The durable facts of a run, as a fold over records."""

@@ -1,0 +1,1 @@
+"""The share of every source at a step."""

@@ -1,0 +1,1 @@
+"""The whole: built, supervised, changed while it runs."""

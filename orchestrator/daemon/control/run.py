@@ -1,0 +1,132 @@
+"""What people and trainers may do to a running daemon beside its engines: weights, drain.
+
+Invariants:
+
+* A weight that is set at run time is checked before it is recorded, is in force from the next batch that forms, and
+  ends with a warning when the file changes that weight.
+* Draining parks everything in flight and is final for this process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+
+import anyio
+from structlog.typing import FilteringBoundLogger
+
+from orchestrator.concurrency.broadcast import Broadcast
+from orchestrator.core.ledger.events import WeightSet
+from orchestrator.core.ledger.journal import Journal
+from orchestrator.core.ledger.ledger import Ledger
+from orchestrator.core.weights.table import WeightTable, parse_weight
+from orchestrator.errors import ShuttingDown
+from orchestrator.production.producers import PARK_DEADLINE_S, Production
+
+__all__ = ["Control"]
+
+
+class Control:
+    """Implements :class:`~orchestrator.consumer.service.RunControl`; see the module's invariants.
+
+    Args:
+        ledger: the run's facts.
+        journal: where changes are recorded.
+        table: the weights in force.
+        file_weights: each source's weight as the file gives it.
+        directory: for dotted paths of weights.
+        changed: notified when the demand may have changed.
+        production: the producers.
+        snapshot: writes a snapshot.
+        log: for what happened.
+    """
+
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        journal: Journal,
+        table: WeightTable,
+        file_weights: Mapping[str, float | str],
+        directory: Path,
+        changed: Broadcast,
+        production: Production,
+        snapshot: Callable[[], Awaitable[object]],
+        log: FilteringBoundLogger,
+    ) -> None:
+        self._ledger = ledger
+        self._journal = journal
+        self._table = table
+        self._file_weights = dict(file_weights)
+        self._directory = directory
+        self._changed = changed
+        self._production = production
+        self._snapshot = snapshot
+        self._log = log
+        self.is_draining = False
+
+    # -- drain ---------------------------------------------------------------------------------------------------------
+
+    async def drain(self) -> None:
+        """Stop launching, park what is in flight, snapshot; returns when that is done.
+
+        Raises:
+            ShuttingDown: it took too long; it goes on nevertheless.
+        """
+        if not self.is_draining:
+            self.is_draining = True
+            self._log.info("draining: launching has stopped, what is in flight is parked", action="draining")
+            self._changed.notify()
+        with anyio.move_on_after(PARK_DEADLINE_S):
+            await self._production.stop()
+            await self._snapshot()
+            return
+        raise ShuttingDown(
+            f"draining takes longer than {PARK_DEADLINE_S:g} s: see status.state.fault; what is parked is kept"
+        )
+
+    def reconfigure(self, file_weights: Mapping[str, float | str]) -> None:
+        """These are the file's weights now; one set at run time ends where the file's has changed."""
+        self._file_weights = dict(file_weights)
+        self.restore_weights()
+
+    # -- weights -------------------------------------------------------------------------------------------------------
+
+    def audit(self, what: str, by: str) -> None:
+        """Say in the log what was done to the run, and by whom."""
+        self._log.info(f"{what} from step {self._ledger.step} on, by {by}")
+
+    def set_weight(self, source: str, weight: float | str | None, *, by: str) -> None:
+        """Put a weight in force from the next batch that forms, and record it; ``None``: back to the file.
+
+        Raises:
+            SourceUnknown: no such source.
+            ExpressionError, DottedPathError, WeightError: the weight cannot be used.
+        """
+        self._ledger.source(source)
+        before = self._table.weight(source).text
+        if weight is None:
+            self._table.set(source, None)
+        else:
+            parsed = parse_weight(weight, directory=self._directory)
+            parsed(self._ledger.step)  # a weight that fails at once is refused
+            self._table.set(source, parsed)
+        self._journal.record(WeightSet(source, weight, self._file_weights[source]))
+        self._changed.notify()
+        now = self._table.weight(source).text
+        self.audit(f"the weight of {source} is {now}{' (of the file)' if weight is None else ''}, was {before}", by)
+
+    def restore_weights(self) -> None:
+        """Put the weights that the ledger has from run time in force, unless the file has changed that weight since."""
+        for name, state in self._ledger.sources.items():
+            if state.weight_override is None:
+                self._table.set(name, None)
+            elif state.weight_in_file != self._file_weights[name]:
+                self._log.warning(
+                    f"the weight {state.weight_override!r} of {name}, set at run time, ends:"
+                    f" the config file now says {self._file_weights[name]!r}"
+                )
+                self._table.set(name, None)
+                self._journal.record(WeightSet(name, None, self._file_weights[name]))
+            else:
+                self._table.set(name, parse_weight(state.weight_override, directory=self._directory))

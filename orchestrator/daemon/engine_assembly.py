@@ -1,0 +1,81 @@
+"""The engines' side of a run, joined: those of the file, with what was changed at run time before a restart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from structlog.typing import FilteringBoundLogger
+
+from orchestrator.config import Config, EngineSpec, adapter_options, engine_as_json, engine_specs
+from orchestrator.core.ledger.events import WeightsHeld
+from orchestrator.core.ledger.journal import Journal
+from orchestrator.core.ledger.ledger import Ledger
+from orchestrator.daemon.control.engines import EngineControl
+from orchestrator.engines import Engine, EnginePool, KnownWeights, build_engine
+
+__all__ = ["assemble_engines"]
+
+
+def assemble_engines(
+    config: Config,
+    *,
+    ledger: Ledger,
+    journal: Journal,
+    directory: Path,
+    probe_tokens: Sequence[int] | None,
+    log: FilteringBoundLogger,
+) -> tuple[EnginePool, EngineControl]:
+    """The pool of engines, and what may be done to it.
+
+    Args:
+        config: the whole configuration.
+        ledger: the recovered facts.
+        journal: where changes are recorded.
+        directory: what relative paths of engines added at run time are relative to.
+        probe_tokens: see :class:`~orchestrator.engines.EnginePool`.
+        log: for engines that come and go.
+
+    Raises:
+        BadRequest: an engine that was added at run time does not fit to the config any more.
+    """
+    crew = ledger.fleet.crew([engine_as_json(engine) for engine in config.engines])
+    for event, sentence in crew.outdated:
+        log.warning(sentence)
+        journal.record(event)
+    specs = engine_specs(config, crew.engines, directory=directory)
+
+    def build(spec: EngineSpec) -> Engine:
+        return build_engine(adapter_options(spec), workdir=config.run.state_dir)
+
+    fleet = ledger.fleet
+    pool = EnginePool(
+        [build(spec) for spec in specs.values()],
+        request_timeout_s=config.engine_defaults.request_timeout_s,
+        stall_s=config.engine_defaults.stall_s,
+        max_retries=config.engine_defaults.max_retries,
+        chunk_tokens=config.rollout.chunk_tokens,
+        keep_partials=config.rollout.partial_rollout,
+        policy_version=lambda: ledger.policy_version,
+        seed=config.run.seed,
+        log=log,
+        known=KnownWeights(
+            version=ledger.policy_version if ledger.version_was_set else None,
+            path=fleet.weights_path,
+            held=dict(fleet.held),
+        ),
+        draining=crew.draining,
+        probe_tokens=probe_tokens,
+        on_held=lambda engine, version, identity: journal.record(WeightsHeld(engine, version, identity)),
+    )
+    control = EngineControl(
+        config=config,
+        specs=specs,
+        pool=pool,
+        build=build,
+        ledger=ledger,
+        journal=journal,
+        directory=directory,
+        log=log,
+    )
+    return pool, control

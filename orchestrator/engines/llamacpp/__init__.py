@@ -1,0 +1,5 @@
+"""llama.cpp servers."""
+
+from .engine import LlamaCppEngine
+
+__all__ = ["LlamaCppEngine"]

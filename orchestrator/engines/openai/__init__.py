@@ -1,0 +1,5 @@
+"""vLLM and other OpenAI-compatible servers."""
+
+from .engine import OpenAIEngine
+
+__all__ = ["OpenAIEngine"]

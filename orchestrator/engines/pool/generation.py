@@ -1,0 +1,282 @@
+"""One sample on its way: requests to engines until it is finished.
+
+Invariants:
+
+* This is the one layer that retries. A sample is tried again, elsewhere where possible, with its tokens kept; after
+  ``max_retries`` failures in a row without a new token it has failed. A request that was refused (4xx) is not repeated.
+* A request whose first token is late goes elsewhere, at most ``MAX_MOVES`` times between two tokens: it may be slow by
+  its own doing. That is no failure.
+* An interruption ends a request, never a sample: it goes on by itself once dispatch is open.
+* No slot is held while a sample waits for its next attempt.
+* The seams between requests do not show: a stop text or the end of the sequence before one ends the response, and so
+  does the end of the context.
+* What a text-only engine gave of a response that did not end is let go of: without token ids it cannot be continued.
+"""
+
+from __future__ import annotations
+
+import zlib
+from array import array
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, Literal
+
+import anyio
+
+from orchestrator.engines.port import GenerationEnd, GenerationRequest
+from orchestrator.errors import EngineError, EngineRejected, EngineStalled, EngineUnavailable, GenerationFailed
+from orchestrator.records import Sample, SampleStatus
+
+from .backoff import backoff
+from .exchange import Answer, exchange
+from .generation_context import Asked, Rig
+from .member import Member
+from .stop_texts import StopWatch, cut_at_stop, tail_tokens
+
+__all__ = ["Generation"]
+
+ATTEMPTS_A_TRIAL: Final = 1 << 20
+"""Keeps the numbers of attempts, and with them the seeds, of different trials apart."""
+
+MAX_MOVES: Final = 3
+
+LATE: Final = "its first tokens come long after those of the other engines; requests move on to these"
+
+
+class Generation:
+    """Drives one sample; made anew for each time it is worked on."""
+
+    def __init__(self, asked: Asked, rig: Rig) -> None:
+        self._asked = asked
+        self._rig = rig
+        self._sample = asked.sample
+        self._sampling = asked.sampling
+        self._settings = rig.settings
+        self._failures = 0
+        self._attempt = asked.trial * ATTEMPTS_A_TRIAL
+        self._cuts = rig.flights.cuts
+        self._last: Member | None = None
+        self._avoided: Member | None = None
+        self._moves = 0
+        self._text: list[str] = []
+        self._text_is_whole = True
+
+    async def run(
+        self, before_piece: Callable[[Sample], None] | None, after_piece: Callable[[Sample], Awaitable[None]] | None
+    ) -> None:
+        """Extend the sample until it is finished; see :meth:`~orchestrator.engines.pool.pool.EnginePool.generate`."""
+        sample = self._sample
+        if sample.tokens:
+            self._count_piece()
+        try:
+            while not sample.is_finished:
+                if before_piece is not None:
+                    before_piece(sample)
+                await self._piece()
+                if not sample.is_finished and after_piece is not None:
+                    await after_piece(sample)
+            sample.text = await self._whole_text()
+        except GenerationFailed:
+            sample.status = SampleStatus.FAILED
+            raise
+
+    async def _piece(self) -> None:
+        """One request, if one is needed; afterwards the sample is finished, longer, or one failure nearer its end."""
+        sample = self._sample
+        if len(sample.tokens) >= self._sampling.max_new_tokens:
+            self._finish("length")
+            return
+        watch = await self._stop_watch()
+        if watch is None:
+            self._finish("stop")
+            return
+        slots, is_continued = self._rig.slots, len(sample.tokens) > 0
+        member = await slots.acquire(preferred=self._last, avoided=self._avoided, is_continued=is_continued)
+        before = len(sample.tokens)
+        try:
+            if self._forget_if_cut():
+                watch.forget()
+                before = 0
+            failure = await self._request_once(member, watch)
+            if failure is not None:
+                self._note_failure(member, failure)
+        finally:
+            slots.release(member)
+        if failure is not None:
+            await self._failed(failure, had_progress=len(sample.tokens) > before)
+
+    async def _stop_watch(self) -> StopWatch | None:
+        """A watch that knows the newest text; ``None``: the response ended with it, cut before its engine said so."""
+        tokens, sampling = self._sample.tokens, self._sampling
+        watch = StopWatch(sampling.stop)
+        if tokens and (tokens[-1] in sampling.stop_token_ids or tokens[-1] in self._rig.end_ids()):
+            return None
+        if not tokens or not sampling.stop:
+            return watch
+        newest = tokens[-tail_tokens(sampling.stop) :]
+        return None if watch.add(await self._text_of(newest)) else watch
+
+    def _forget_if_cut(self) -> bool:
+        """Begin anew if an interruption fell between two requests and partial rollouts are not kept."""
+        was_cut, self._cuts = self._cuts != self._rig.flights.cuts, self._rig.flights.cuts
+        if not (was_cut and self._sample.tokens) or self._settings.keep_partials:
+            return False
+        self._sample.clear()
+        return True
+
+    async def _request_once(self, member: Member, watch: StopWatch) -> EngineError | None:
+        """One request; returns its failure.
+
+        Raises:
+            GenerationFailed: the engine refused it.
+        """
+        sample = self._sample
+        before = len(sample.tokens)
+        if before == 0:
+            sample.versions, self._text, self._text_is_whole = [], [], True
+        context = member.info.context_tokens if member.info is not None else None
+        if before and context is not None and len(self._asked.prompt_tokens) + before >= context:
+            self._finish("length")
+            return None
+        try:
+            end = await exchange(
+                member,
+                self._request(member),
+                Answer(sample, watch, self._text),
+                flights=self._rig.flights,
+                settings=self._settings.exchange,
+                may_move=self._moves < MAX_MOVES,
+            )
+        except EngineRejected as error:
+            member.health.request_succeeded()
+            member.failed += 1
+            raise GenerationFailed(f"sample {sample.index} was refused: {error.message}") from error
+        except EngineError as error:
+            return error
+        finally:
+            self._moves = self._moves if len(sample.tokens) == before else 0
+        if end == "interrupted" or end == "unanswered":
+            self._interrupted(member, was_heard=end == "interrupted")
+        elif end == "late":
+            self._late(member)
+        elif end.reason == "abort" and len(sample.tokens) == before:
+            return EngineUnavailable(member.name, "it ended a request without a token, unasked")
+        else:
+            self._ended(member, end, before)
+        return None
+
+    def _request(self, member: Member) -> GenerationRequest:
+        sample, sampling, settings = self._sample, self._sampling, self._settings
+        generated = len(sample.tokens)
+        seed = settings.seed if sampling.seed is None else sampling.seed
+        request = GenerationRequest(
+            request_id=f"{sample.index}-{generated}-{self._attempt}",
+            tokens=self._tokens_so_far() if not member.is_text_only else [],
+            max_new_tokens=sampling.max_new_tokens if member.is_text_only else self._piece_tokens(generated),
+            sampling=sampling,
+            seed=zlib.crc32(f"{seed}/{sample.index}/{generated}/{self._attempt}".encode()),
+            generated=generated,
+            sample_index=sample.index,
+            attempt=self._attempt,
+            messages=self._asked.messages if member.is_text_only else None,
+        )
+        self._attempt += 1
+        return request
+
+    def _tokens_so_far(self) -> Sequence[int]:
+        """Prompt and response; the prompt's own where that is all, which its group shares."""
+        prompt, response = self._asked.prompt_tokens, self._sample.tokens
+        return array("i", prompt) + response if response else prompt
+
+    def _piece_tokens(self, generated: int) -> int:
+        """How many tokens to ask for at a time."""
+        remaining = self._sampling.max_new_tokens - generated
+        return min(remaining, self._settings.chunk_tokens or remaining)
+
+    # -- how a request ended -------------------------------------------------------------------------------------------
+
+    def _interrupted(self, member: Member, *, was_heard: bool) -> None:
+        """A request was cut. One of which nothing came says nothing good of its engine, and after a while that."""
+        self._cuts = self._rig.flights.cuts
+        member.interrupted += 1
+        if was_heard:
+            member.health.request_succeeded()
+        elif member.silent_s >= self._settings.exchange.stall_s:
+            silence = f"no token for {member.silent_s:.0f} s, over several requests that were cut"
+            self._note_failure(member, EngineStalled(member.name, silence))
+        if not self._settings.keep_partials:
+            self._sample.clear()
+        elif self._sample.tokens:
+            self._count_piece()
+
+    def _late(self, member: Member) -> None:
+        """The first token is late; the next request goes elsewhere, and has all the time it needs."""
+        member.late += 1
+        self._moves += 1
+        self._last, self._avoided = None, member
+        if member.went_wrong(member.health.request_late(LATE)):
+            self._rig.log.warning(f"engine {member.name} rests, then is tried again: {LATE}")
+        if self._sample.tokens:
+            self._count_piece()
+
+    def _note_failure(self, member: Member, error: EngineError) -> None:
+        member.failed += 1
+        member.stalled += isinstance(error, EngineStalled)
+        if member.went_wrong(member.health.request_failed(error.message)):
+            self._rig.log.warning(
+                f"engine {member.name} is down after failures in a row: {error.message}",
+                engine=member.name,
+                action="engine_down",
+            )
+        self._last, self._avoided = None, member
+
+    async def _failed(self, error: EngineError, *, had_progress: bool) -> None:
+        """Wait a little; the next request goes elsewhere if it can.
+
+        Raises:
+            GenerationFailed: it was one too many.
+        """
+        self._failures = 1 if had_progress else self._failures + 1
+        if self._failures > self._settings.max_retries:
+            raise GenerationFailed(
+                f"sample {self._sample.index} failed {self._failures} times without a new token, last: {error.message}"
+            ) from error
+        if self._sample.tokens:
+            self._count_piece()
+        await anyio.sleep(backoff(self._rig.jitter, self._failures))
+
+    def _ended(self, member: Member, end: GenerationEnd, before: int) -> None:
+        sample = self._sample
+        member.completed += 1
+        member.health.request_succeeded()
+        self._last, self._avoided = member, None
+        if member.is_text_only:
+            sample.metadata["text_only"], sample.logprobs = True, None
+        gained = len(sample.tokens) - before
+        self._failures = 0 if gained else self._failures
+        self._text_is_whole = self._text_is_whole and end.text_complete and before == 0
+        if end.reason == "abort":
+            self._count_piece()
+        elif end.reason == "stop":
+            self._finish("stop")
+        elif gained < self._piece_tokens(before) or gained >= self._sampling.max_new_tokens - before:
+            self._finish("length")
+
+    def _finish(self, reason: Literal["stop", "length"]) -> None:
+        self._sample.status = SampleStatus.COMPLETED if reason == "stop" else SampleStatus.TRUNCATED
+        self._sample.finish_reason = reason
+
+    def _count_piece(self) -> None:
+        """The sample goes on after an interruption or a failure."""
+        self._text_is_whole = False
+        self._sample.metadata["pieces"] = self._sample.metadata.get("pieces", 1) + 1
+
+    async def _whole_text(self) -> str:
+        if self._text_is_whole or not self._sample.tokens:
+            return cut_at_stop("".join(self._text), self._sampling.stop)
+        return cut_at_stop(await self._text_of(self._sample.tokens), self._sampling.stop)
+
+    async def _text_of(self, tokens: Sequence[int]) -> str:
+        try:
+            return await self._rig.detokenize(tokens)
+        except EngineError as error:
+            raise GenerationFailed(f"sample {self._sample.index} could not be detokenised: {error.message}") from error

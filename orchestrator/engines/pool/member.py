@@ -1,0 +1,167 @@
+"""One engine of the pool: the adapter, its health, what it holds, and its counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import anyio
+
+from orchestrator.engines.port import Engine, EngineInfo
+
+from .health import Health
+from .held_parameters import HeldWeights
+from .lateness import FirstToken
+
+__all__ = ["EngineStatistics", "Member"]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStatistics:
+    """One engine as ``status`` shows it; counts are of requests since the start.
+
+    ``state``: ``up``, ``trial`` (one request at a time, to see whether it works again), ``down``, ``outdated`` (not
+    known to hold the policy version in force), ``updating`` (its parameters are being changed), ``draining`` (no new
+    requests, as asked for). ``completed`` requests ended as they should; ``failed`` by the engine's fault, ``stalled``
+    of them without a word; ``late`` ones were moved because their first token did not come in time; ``interrupted``
+    ones were cut by us. ``tokens`` counts tokens received. ``first_token_s`` is the smoothed mean of seconds from a
+    request to its first token. ``last_error`` is the newest failure in words. ``policy_version`` is what the engine is
+    known to hold.
+    """
+
+    name: str
+    state: str
+    in_flight: int
+    max_in_flight: int
+    completed: int
+    failed: int
+    stalled: int
+    late: int
+    interrupted: int
+    tokens: int
+    first_token_s: float | None
+    last_error: str | None
+    model: str | None
+    policy_version: int | None
+
+
+@dataclass(slots=True, eq=False)
+class Member:
+    """One engine of the pool.
+
+    ``required`` is the policy version that it has to hold to be given work; ``None``: none was ever set.
+    ``is_draining`` and ``is_updating`` keep new requests away; ``updates`` counts those who want to change its
+    parameters, one of whom has its ``turn``. ``scope`` ends its life; ``woken`` wakes whoever watches it, and
+    ``is_probe_due`` says that it is to be probed now. ``silent_s``: see ``flights``.
+    """
+
+    engine: Engine
+    health: Health = field(default_factory=Health)
+    held: HeldWeights = field(default_factory=HeldWeights)
+    first_token: FirstToken = field(default_factory=FirstToken)
+    info: EngineInfo | None = None
+    required: int | None = None
+    is_draining: bool = False
+    updates: int = 0
+    turn: anyio.Lock = field(default_factory=anyio.Lock)
+    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+    woken: anyio.Event = field(default_factory=anyio.Event)
+    is_probe_due: bool = True
+    silent_s: float = 0.0
+    in_flight: int = 0
+    completed: int = 0
+    failed: int = 0
+    stalled: int = 0
+    late: int = 0
+    interrupted: int = 0
+    tokens: int = 0
+
+    @property
+    def name(self) -> str:
+        """Of the engine."""
+        return self.engine.name
+
+    @property
+    def is_updating(self) -> bool:
+        """Whether its parameters are being changed, or are about to be."""
+        return self.updates > 0
+
+    @property
+    def state(self) -> str:
+        """See :class:`EngineStatistics`."""
+        if self.is_updating:
+            return "updating"
+        if self.is_draining:
+            return "draining"
+        if self.health.is_up and not self.held.is_current(self.required):
+            return "outdated"
+        return self.health.state
+
+    @property
+    def may_work(self) -> bool:
+        """Whether new requests may go to it at all."""
+        return (
+            self.health.is_up and not self.is_draining and not self.is_updating and self.held.is_current(self.required)
+        )
+
+    @property
+    def is_at_work(self) -> bool:
+        """Whether it takes more than a trial."""
+        return self.may_work and self.health.state == "up"
+
+    @property
+    def room(self) -> int:
+        """Requests that may be sent now."""
+        if not (self.may_work and self.health.takes_requests):
+            return 0
+        free = self.engine.max_in_flight - self.in_flight
+        return min(free, 1) if self.health.state == "trial" else max(free, 0)
+
+    @property
+    def load(self) -> float:
+        """Share of the slots in use."""
+        return self.in_flight / self.engine.max_in_flight
+
+    @property
+    def is_text_only(self) -> bool:
+        """Whether it gives text alone."""
+        return self.info is not None and self.info.text_only
+
+    def probe_soon(self) -> None:
+        """Have it probed now."""
+        self.is_probe_due = True
+        self.woken.set()
+
+    def went_wrong(self, is_down_now: bool) -> bool:
+        """After a failure of a request: have its watch look when to probe it next. Returns what it was given."""
+        if is_down_now:
+            self.woken.set()
+        return is_down_now
+
+    def taken(self) -> None:
+        """One more request."""
+        self.in_flight += 1
+        self.health.request_sent()
+
+    def left(self) -> None:
+        """One less."""
+        self.in_flight -= 1
+        self.health.request_left()
+
+    def statistics(self) -> EngineStatistics:
+        """As it is now."""
+        return EngineStatistics(
+            name=self.name,
+            state=self.state,
+            in_flight=self.in_flight,
+            max_in_flight=self.engine.max_in_flight,
+            completed=self.completed,
+            failed=self.failed,
+            stalled=self.stalled,
+            late=self.late,
+            interrupted=self.interrupted,
+            tokens=self.tokens,
+            first_token_s=self.first_token.mean_s if self.first_token.seen else None,
+            last_error=self.health.last_error,
+            model=self.info.model if self.info is not None else None,
+            policy_version=self.held.version,
+        )

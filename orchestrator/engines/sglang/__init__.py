@@ -1,0 +1,5 @@
+"""SGLang."""
+
+from .engine import SGLangEngine
+
+__all__ = ["SGLangEngine"]

@@ -1,0 +1,185 @@
+"""One producer a source: it launches what the plan asks for and owns the source's groups in flight.
+
+Invariants:
+
+* Bounds act at launch, never at put: a group that was launched may always finish.
+* What is launched follows the plan of the coming batches and the measured share of groups that pass the filter.
+* A slow or failing source never stops another: producers share nothing but the engines.
+* After a restart the groups that were in flight go on under their own indices before anything new is launched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final
+
+import anyio
+from anyio.abc import TaskGroup
+from structlog.typing import FilteringBoundLogger
+
+from orchestrator.concurrency.broadcast import Broadcast
+from orchestrator.core.ledger.groups import InFlight
+from orchestrator.core.ledger.journal import Journal
+from orchestrator.core.ledger.ledger import Ledger
+from orchestrator.core.ledger.source_state import SourceState
+from orchestrator.core.mixture.outlook import Demand
+from orchestrator.core.mixture.plan import launches
+from orchestrator.core.statistics import Acceptance
+from orchestrator.prompts import PromptSource
+
+from .group_progress import GroupStanding
+from .group_run import GroupOutcome, GroupRunner
+
+__all__ = ["Producer", "ProducerStatistics"]
+
+
+FIRST_PAUSE_S: Final = 0.02
+MAX_PAUSE_S: Final = 30.0
+"""The place of a group that failed stays empty for a while, twice as long each time that groups fail which were
+launched since the last one did: a reward that always raises must not use a source's prompts up at full speed."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProducerStatistics:
+    """What a producer knows beyond the ledger.
+
+    ``acceptance``: measured share of finished groups that pass the filter; ``over_bound``: launches beyond the bound
+    because the next batch lacked them; ``failed_samples``, ``replaced_samples``: generations that used up their
+    retries, and new attempts made for them; ``last_failure``: the newest of them in words; ``oldest``: the group that
+    was launched first of those in flight.
+    """
+
+    acceptance: float
+    over_bound: int
+    failed_samples: int
+    replaced_samples: int
+    last_failure: str | None
+    is_launching: bool
+    oldest: GroupStanding | None = None
+
+
+class Producer:
+    """See the module's invariants.
+
+    Args:
+        state: the source's part of the ledger.
+        ledger: for the group indices.
+        journal: where launches are recorded.
+        prompts: the source's prompts.
+        runner: takes a group from launch to buffer.
+        demand: what the plan asks of this source now.
+        replan: notified when what is asked of any source may have changed: a batch formed, a weight, a pause, a drop.
+        n_samples: samples a group.
+        may_launch: whether launching is allowed (not draining, the disk keeps up).
+        log: a logger bound to the source.
+    """
+
+    def __init__(
+        self,
+        *,
+        state: SourceState,
+        ledger: Ledger,
+        journal: Journal,
+        prompts: PromptSource,
+        runner: GroupRunner,
+        demand: Callable[[], Demand],
+        replan: Broadcast,
+        n_samples: int,
+        may_launch: Callable[[], bool],
+        log: FilteringBoundLogger,
+    ) -> None:
+        self._state = state
+        self._ledger = ledger
+        self._journal = journal
+        self._prompts = prompts
+        self._runner = runner
+        self._demand = demand
+        self._replan = replan
+        self._n_samples = n_samples
+        self._may_launch = may_launch
+        self._log = log
+        self._acceptance = Acceptance()
+        self._over_bound = 0
+        self._failed_in_a_row = 0
+        self._failed_before = 0  # groups with an index below were in flight already when that was counted
+        self._empty_places = 0  # of groups that failed a moment ago
+        self._warned_at_step = -1
+
+    async def run(self) -> None:
+        """Produce until cancelled; what is in flight then is parked as partial rollouts."""
+        async with anyio.create_task_group() as groups:
+            self._start(groups, list(self._state.in_flight.values()))
+            while True:
+                replan = self._replan.next()
+                self._start(groups, self._launch())
+                await replan.wait()
+
+    def _start(self, groups: TaskGroup, flights: Iterable[InFlight]) -> None:
+        for flight in flights:
+            groups.start_soon(self._group, groups, flight, name=f"{self._state.name}/{flight.group_index}")
+
+    def _launch(self) -> list[InFlight]:
+        """Launch what the plan asks for; returns the new groups in flight."""
+        if not self._may_launch() or self._state.paused:
+            return []
+        demand = self._demand()
+        order = launches(
+            wanted=demand.wanted,
+            next_count=demand.next_count,
+            buffered=len(self._state.ready),
+            in_flight=len(self._state.in_flight) + self._empty_places,
+            acceptance=self._acceptance.value,
+            bound=demand.bound,
+        )
+        if order.over_bound:
+            self._warn_over_bound(demand, order.count)
+        launched = []
+        for _ in range(order.count):
+            event = self._ledger.next_launch(self._state.name, self._n_samples, self._prompts.row_at)
+            if event is None:
+                break
+            self._journal.record(event)
+            launched.append(self._state.in_flight[event.group_index])
+        return launched
+
+    def _warn_over_bound(self, demand: Demand, count: int) -> None:
+        self._over_bound += count
+        if self._warned_at_step != self._ledger.step:
+            self._warned_at_step = self._ledger.step
+            self._log.warning(
+                f"launching {count} groups beyond the bound of {demand.bound}: the next batch lacks them;"
+                " raise over_sampling_batch_size or this source's buffer"
+            )
+
+    async def _group(self, groups: TaskGroup, flight: InFlight) -> None:
+        outcome = await self._runner.run(flight)
+        if outcome is GroupOutcome.FAILED:
+            await self._pause(flight)
+        elif outcome is not GroupOutcome.STALE:  # the age of a group says nothing of its source
+            self._failed_in_a_row = 0
+            self._acceptance.add(outcome is GroupOutcome.BUFFERED)
+        self._start(groups, self._launch())  # its end concerns no other producer: they are not woken
+
+    async def _pause(self, flight: InFlight) -> None:
+        """Keep the place of a group that failed empty for a while."""
+        if flight.group_index >= self._failed_before:
+            self._failed_in_a_row += 1
+            self._failed_before = self._ledger.next_group
+        self._empty_places += 1
+        try:
+            await anyio.sleep(min(MAX_PAUSE_S, FIRST_PAUSE_S * 2 ** min(self._failed_in_a_row, 16)))
+        finally:
+            self._empty_places -= 1
+
+    def statistics(self) -> ProducerStatistics:
+        """Counts since the start."""
+        return ProducerStatistics(
+            acceptance=self._acceptance.value,
+            over_bound=self._over_bound,
+            failed_samples=self._runner.failed_samples,
+            replaced_samples=self._runner.replaced_samples,
+            last_failure=self._runner.last_failure,
+            is_launching=self._may_launch() and not self._state.paused,
+            oldest=self._runner.oldest(),
+        )
