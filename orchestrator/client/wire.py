@@ -2,8 +2,8 @@
 
 Invariants:
 
-* The position in the stream survives an interrupted wait: unsent bytes stay in the outbox, a frame half received stays
-  in the :class:`FrameReader`. Whoever waits next goes on there, so cancellation and Ctrl-C never tear a frame.
+* The position in the stream survives an interrupted wait: unsent bytes stay in the send queue, a frame half received
+  stays in the :class:`FrameReader`. Whoever waits next goes on there, so cancellation and Ctrl-C never tear a frame.
 * Answers are matched by id and may come in any order; those that somebody else waits for are parked for them. One task
   reads at a time, for all.
 * A request that was given up is forgotten on both sides: ``cancel`` is sent where that helps, a late answer is dropped,
@@ -66,7 +66,7 @@ class Wire:
         self._waiter = waiter
         self._reader = FrameReader(pool)
         self._ids = itertools.count(1)
-        self._outbox = bytearray()
+        self._send_queue = bytearray()
         self._is_flushing = False
         self._is_reading = False
         self._pending: dict[int, str] = {}  # id → method, until the answer came
@@ -132,7 +132,7 @@ class Wire:
 
     def _enqueue(self, method: str, params: dict[str, Any]) -> int:
         request_id = next(self._ids)
-        self._outbox += encode_frame({"id": request_id, "method": method, "params": params})
+        self._send_queue += encode_frame({"id": request_id, "method": method, "params": params})
         self._pending[request_id] = method
         return request_id
 
@@ -167,7 +167,7 @@ class Wire:
             self._post("nack", {"lease": lease})
 
     async def _flush(self) -> None:
-        """Send the outbox; leaves it to another task that is at it."""
+        """Send the send queue; leaves it to another task that is at it."""
         if self._is_flushing:
             return
         self._is_flushing = True
@@ -186,8 +186,8 @@ class Wire:
     def _send_some(self) -> bool:
         """Send as much as the socket takes; whether that was everything."""
         try:
-            while self._outbox:
-                del self._outbox[: self._sock.send(self._outbox, socket.MSG_NOSIGNAL)]
+            while self._send_queue:
+                del self._send_queue[: self._sock.send(self._send_queue, socket.MSG_NOSIGNAL)]
         except BlockingIOError:
             return False
         except OSError as error:
@@ -233,7 +233,7 @@ class Wire:
         finally:
             self._is_reading = False
             self._waiter.notify()
-        if self._outbox:
+        if self._send_queue:
             await self._flush()
 
     async def _receive(self, deadline: float) -> Frame:

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from orchestrator.core.ledger.source_changes import SourceRoster
+from orchestrator.core.ledger.source_changes import SourceChanges
 from orchestrator.errors import BadRequest
 
 from .document import Config
@@ -108,12 +108,12 @@ def without_sources(config: Config, names: Collection[str]) -> Config:
     )
 
 
-def in_effect(config: Config, roster: SourceRoster, *, directory: Path) -> tuple[Config, dict[str, str]]:
+def in_effect(config: Config, changes: SourceChanges, *, directory: Path) -> tuple[Config, dict[str, str]]:
     """The file's config with what was done to its sources at run time.
 
     Args:
         config: the file's.
-        roster: what was done.
+        changes: what was done.
         directory: what relative paths are relative to.
 
     Returns:
@@ -122,9 +122,9 @@ def in_effect(config: Config, roster: SourceRoster, *, directory: Path) -> tuple
     Raises:
         BadRequest: a source that was added does not fit to the file any more, or no source is left.
     """
-    outdated = roster.outdated({source.name: source_as_json(source) for source in config.data_sources})
-    config = without_sources(config, roster.removed.keys() - outdated.keys())
-    for name, added in roster.added.items():
+    outdated = changes.outdated({source.name: source_as_json(source) for source in config.data_sources})
+    config = without_sources(config, changes.removed.keys() - outdated.keys())
+    for name, added in changes.added.items():
         if name not in outdated:
             source = parse_source(added.source, added.weight, added.cap, directory=directory)
             config = with_source(config, source, added.weight, added.cap)

@@ -3,7 +3,7 @@
 from orchestrator.consumer.socket.connection import Connection
 from orchestrator.consumer.socket.server import ConsumerServer
 
-from .handout import Handout, LeaseDesk
+from .handout import Handout, Handouts
 from .service import ConsumerService
 
-__all__ = ["Connection", "ConsumerServer", "ConsumerService", "Handout", "LeaseDesk"]
+__all__ = ["Connection", "ConsumerServer", "ConsumerService", "Handout", "Handouts"]

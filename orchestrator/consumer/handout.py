@@ -1,4 +1,4 @@
-"""The lease desk: who holds which share, and what a rank gets next.
+"""Handing out: who holds which share, and what a rank gets next.
 
 Invariants:
 
@@ -28,7 +28,7 @@ from orchestrator.errors import BadWorldSize, RankInUse
 
 from .waits import Waiting
 
-__all__ = ["Handout", "Holder", "LeaseDesk", "Waiting"]
+__all__ = ["Handout", "Handouts", "Holder", "Waiting"]
 
 MAX_LEASES_PER_RANK: Final = 2
 """A trainer works on one batch and prefetches the next; more would only make work stale."""
@@ -52,7 +52,7 @@ class Handout:
     holder: Holder
 
 
-class LeaseDesk:
+class Handouts:
     """See the module's invariants.
 
     Args:

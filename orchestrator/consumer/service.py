@@ -30,7 +30,7 @@ from orchestrator.core.mixture.outlook import Finished, Shortage
 from orchestrator.errors import BadRequest, BatchTimeout, RankInUse, RunFinished, ShuttingDown
 from orchestrator.frames import DEFAULT_MAX_PAYLOAD_BYTES
 
-from .handout import Handout, LeaseDesk
+from .handout import Handout, Handouts
 from .methods import params as m
 from .waits import Waiting, Waits
 from .writing import kept
@@ -84,7 +84,7 @@ class ConsumerService:
         ledger: the run's facts.
         journal: where changes are recorded.
         files: where stored frames lie.
-        desk: who gets what.
+        handouts: who gets what.
         control: weights and drain.
         engines: the engines' side.
         checkpoints: named checkpoints.
@@ -106,7 +106,7 @@ class ConsumerService:
         ledger: Ledger,
         journal: Journal,
         files: FrameFiles,
-        desk: LeaseDesk,
+        handouts: Handouts,
         control: RunControl,
         engines: EngineControl,
         checkpoints: CheckpointControl,
@@ -124,7 +124,7 @@ class ConsumerService:
         self._ledger = ledger
         self._journal = journal
         self._files = files
-        self._desk = desk
+        self._handouts = handouts
         self._control = control
         self._engines = engines
         self._waits = waits
@@ -169,25 +169,25 @@ class ConsumerService:
     def closed(self, connection: Connection) -> None:
         """A client went: its leases are free, its pause ends."""
         del self.connections[connection.holder.connection]
-        if leases := self._desk.leases_of(connection.holder):
+        if leases := self._handouts.leases_of(connection.holder):
             self._log.info(
                 f"{_who(connection)} has gone with {len(leases)} leases, which will be handed out again",
                 action="left",
                 pid=connection.holder.pid,
             )
-        self._desk.leave(connection.holder)
+        self._handouts.leave(connection.holder)
         self._engines.left(connection.holder.connection)
 
     def holds_nothing(self, connection: Connection) -> bool:
         """Whether closing the connection costs its client no more than connecting again."""
         holder = connection.holder
         return not (
-            connection.is_waiting or self._desk.is_used_by(holder) or self._engines.is_paused_by(holder.connection)
+            connection.is_waiting or self._handouts.is_used_by(holder) or self._engines.is_paused_by(holder.connection)
         )
 
     def is_at_work(self, connection: Connection) -> bool:
         """Whether the client has a batch in hand that was sent to it whole."""
-        connection.delivered &= self._desk.leases_of(connection.holder)
+        connection.delivered &= self._handouts.leases_of(connection.holder)
         return bool(connection.delivered)
 
     # -- methods -------------------------------------------------------------------------------------------------------
@@ -197,7 +197,7 @@ class ConsumerService:
             raise BadRequest(f"protocol {params.protocol} is not spoken here, {PROTOCOL} is")
         connection.client = "".join(c if c.isprintable() else "?" for c in params.client[:MAX_CLIENT_CHARS])
         if params.rank is not None:
-            displaced = self._desk.take_rank(connection.holder, params.rank, takeover=params.takeover)
+            displaced = self._handouts.take_rank(connection.holder, params.rank, takeover=params.takeover)
             if displaced is not None and displaced.connection in self.connections:
                 self.connections[displaced.connection].close(_taken_over(params.rank, connection))
         return Answer(
@@ -235,7 +235,7 @@ class ConsumerService:
         """What this rank gets now; batches that change by it are handed out once that is written."""
         before = self._journal.mark
         try:
-            return self._desk.claim(connection.holder, params.rank, params.world_size)
+            return self._handouts.claim(connection.holder, params.rank, params.world_size)
         finally:
             if self._journal.mark != before:
                 self._marks = dict.fromkeys(self._ledger.leases.batches, self._journal.mark)
@@ -252,10 +252,10 @@ class ConsumerService:
                 if by_file:
                     located = await self._files.located(handout.share.groups)
         except BaseException:
-            self._desk.release(handout)
+            self._handouts.release(handout)
             raise
         if writing.cancelled_caught:
-            self._desk.release(handout)
+            self._handouts.release(handout)
             raise self._timeout(limit, None)
         batch, groups = handout.batch, handout.share.groups
         result = {
@@ -278,7 +278,7 @@ class ConsumerService:
             result,
             frames=[group.frame for group in groups],
             lease=handout.lease,
-            undo=lambda: self._desk.release(handout),
+            undo=lambda: self._handouts.release(handout),
             located=located,
         )
 
@@ -287,12 +287,12 @@ class ConsumerService:
         return BatchTimeout(f"no batch within {seconds:g} s: {cause['sentence']}", data={"cause": cause})
 
     async def _ack(self, _: Connection, params: m.Ack) -> Answer:
-        self._desk.ack(params.lease)
+        self._handouts.ack(params.lease)
         await kept(self._journal, "the batch counts as trained on")
         return Answer({})
 
     async def _nack(self, _: Connection, params: m.Nack) -> Answer:
-        self._desk.nack(params.lease, discard=params.discard)
+        self._handouts.nack(params.lease, discard=params.discard)
         await kept(self._journal, "the batch is given back" if not params.discard else "the batch is dropped")
         return Answer({})
 

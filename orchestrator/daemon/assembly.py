@@ -16,7 +16,7 @@ from orchestrator import __version__
 from orchestrator.archive import Archiver
 from orchestrator.concurrency.broadcast import Broadcast
 from orchestrator.config import Config, sink_options
-from orchestrator.consumer import Connection, ConsumerServer, ConsumerService, LeaseDesk
+from orchestrator.consumer import Connection, ConsumerServer, ConsumerService, Handouts
 from orchestrator.consumer.starvation import Starvation
 from orchestrator.consumer.waits import Waits
 from orchestrator.core.filters import RewardCaps
@@ -29,7 +29,7 @@ from orchestrator.daemon.control.run import Control
 from orchestrator.daemon.control.running_config import RunningConfig
 from orchestrator.engines import EnginePool
 from orchestrator.logs import LogHandle
-from orchestrator.production.producers import Production
+from orchestrator.production.producers import Producers
 from orchestrator.prompts import PromptSource
 from orchestrator.sinks import SinkFeed, build_feeds
 from orchestrator.state import StateStore
@@ -50,7 +50,7 @@ class Parts:
     mixer: Mixer
     pool: EnginePool
     lines: dict[str, SourceLine]
-    production: Production
+    production: Producers
     starvation: Starvation
     control: Control
     engines: EngineControl
@@ -134,16 +134,16 @@ def assemble(
         tokenizer=tokenizer,
     )
     lines = {name: makers.line(config, name, prompts[name], makers.reward(config, name)) for name in base.names}
-    production = Production({name: line.producer for name, line in lines.items()})
+    production = Producers({name: line.producer for name, line in lines.items()})
     control = _control(base, mixer.table, production)
     control.restore_weights()
-    desk = LeaseDesk(
+    handouts = Handouts(
         ledger=store.ledger, journal=store, mixer=mixer, changed=changed, archives=config.archive is not None
     )
     archiver = _archiver(base)
     checkpoints = CheckpointControl(
         store=store,
-        desk=desk,
+        handouts=handouts,
         production=production,
         pool=pool,
         control=control,
@@ -169,7 +169,7 @@ def assemble(
         lines=lines,
         control=control,
         engines=engines,
-        desk=desk,
+        handouts=handouts,
         starvation=starvation,
         waits=waits,
         history=history,
@@ -202,7 +202,7 @@ def assemble(
         ledger=store.ledger,
         journal=store,
         files=store,
-        desk=desk,
+        handouts=handouts,
         control=control,
         engines=engines,
         checkpoints=checkpoints,
@@ -296,7 +296,7 @@ def _archiver(base: _Base) -> Archiver | None:
     )
 
 
-def _control(base: _Base, table: WeightTable, production: Production) -> Control:
+def _control(base: _Base, table: WeightTable, production: Producers) -> Control:
     return Control(
         ledger=base.store.ledger,
         journal=base.store,

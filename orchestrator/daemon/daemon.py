@@ -24,7 +24,7 @@ from orchestrator.concurrency.broadcast import Broadcast
 from orchestrator.config import Config, Source, in_effect, prompt_options
 from orchestrator.core.ledger.events import Archived, SourceFacts, SourcesChanged
 from orchestrator.core.ledger.ledger import SourceSize
-from orchestrator.core.ledger.source_changes import SourceRoster
+from orchestrator.core.ledger.source_changes import SourceChanges
 from orchestrator.core.mixture.outlook import Finished
 from orchestrator.daemon.control.reload import Reloader
 from orchestrator.engines import PROBE_TEXT
@@ -142,9 +142,9 @@ class Daemon:
         prompts = {source.name: await self._open_prompts(stack, source) for source in config.data_sources}
         sizes = {name: SourceSize(len(opened), opened.epochs) for name, opened in prompts.items()}
 
-        def at_run_time(roster: SourceRoster) -> dict[str, SourceSize]:
-            sources = in_effect(config, roster, directory=Path.cwd())[0].data_sources
-            added = {name: SourceSize(added.rows, added.epochs) for name, added in roster.added.items()}
+        def at_run_time(changes: SourceChanges) -> dict[str, SourceSize]:
+            sources = in_effect(config, changes, directory=Path.cwd())[0].data_sources
+            added = {name: SourceSize(added.rows, added.epochs) for name, added in changes.added.items()}
             known = added | sizes
             return {source.name: known[source.name]._replace(renamed_from=source.renamed_from) for source in sources}
 
@@ -159,7 +159,7 @@ class Daemon:
             allow_source_changes=self._allow_source_changes,
         )
         stack.push_async_callback(self._close_store, store)
-        now, outdated = in_effect(config, store.ledger.roster, directory=Path.cwd())
+        now, outdated = in_effect(config, store.ledger.source_changes, directory=Path.cwd())
         for sentence in outdated.values():
             self._log.warning(sentence)
         for source in now.data_sources:

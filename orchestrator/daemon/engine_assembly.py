@@ -8,11 +8,11 @@ from pathlib import Path
 from structlog.typing import FilteringBoundLogger
 
 from orchestrator.config import Config, EngineSpec, adapter_options, engine_as_json, engine_specs
-from orchestrator.core.ledger.events import WeightsHeld
+from orchestrator.core.ledger.events import ParametersHeld
 from orchestrator.core.ledger.journal import Journal
 from orchestrator.core.ledger.ledger import Ledger
 from orchestrator.daemon.control.engines import EngineControl
-from orchestrator.engines import Engine, EnginePool, KnownWeights, build_engine
+from orchestrator.engines import Engine, EnginePool, KnownParameters, build_engine
 
 __all__ = ["assemble_engines"]
 
@@ -39,16 +39,16 @@ def assemble_engines(
     Raises:
         BadRequest: an engine that was added at run time does not fit to the config any more.
     """
-    crew = ledger.fleet.crew([engine_as_json(engine) for engine in config.engines])
-    for event, sentence in crew.outdated:
+    starting = ledger.engine_changes.starting([engine_as_json(engine) for engine in config.engines])
+    for event, sentence in starting.outdated:
         log.warning(sentence)
         journal.record(event)
-    specs = engine_specs(config, crew.engines, directory=directory)
+    specs = engine_specs(config, starting.engines, directory=directory)
 
     def build(spec: EngineSpec) -> Engine:
         return build_engine(adapter_options(spec), workdir=config.run.state_dir)
 
-    fleet = ledger.fleet
+    changes = ledger.engine_changes
     pool = EnginePool(
         [build(spec) for spec in specs.values()],
         request_timeout_s=config.engine_defaults.request_timeout_s,
@@ -59,14 +59,14 @@ def assemble_engines(
         policy_version=lambda: ledger.policy_version,
         seed=config.run.seed,
         log=log,
-        known=KnownWeights(
+        known=KnownParameters(
             version=ledger.policy_version if ledger.version_was_set else None,
-            path=fleet.weights_path,
-            held=dict(fleet.held),
+            path=changes.weights_path,
+            held=dict(changes.held),
         ),
-        draining=crew.draining,
+        draining=starting.draining,
         probe_tokens=probe_tokens,
-        on_held=lambda engine, version, identity: journal.record(WeightsHeld(engine, version, identity)),
+        on_held=lambda engine, version, identity: journal.record(ParametersHeld(engine, version, identity)),
     )
     control = EngineControl(
         config=config,

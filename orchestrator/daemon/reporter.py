@@ -19,7 +19,7 @@ from structlog.typing import FilteringBoundLogger
 from orchestrator import __version__
 from orchestrator.archive import Archiver
 from orchestrator.config import Config
-from orchestrator.consumer import Connection, LeaseDesk
+from orchestrator.consumer import Connection, Handouts
 from orchestrator.consumer.starvation import Starvation
 from orchestrator.consumer.waits import Waiting, Waits
 from orchestrator.core.filters import RewardCaps
@@ -109,7 +109,7 @@ class Reporter:
         lines: Mapping[str, SourceLine],
         control: Control,
         engines: EngineControl,
-        desk: LeaseDesk,
+        handouts: Handouts,
         starvation: Starvation,
         waits: Waits,
         history: StepHistory,
@@ -125,7 +125,7 @@ class Reporter:
         self._lines = lines
         self._control = control
         self._engines = engines
-        self._desk = desk
+        self._handouts = handouts
         self._starvation = starvation
         self._waits = waits
         self._history = history
@@ -210,8 +210,8 @@ class Reporter:
             },
             starvation=asdict(self._starvation.statistics()),
             held={
-                lease: (holder.pid, round(now - self._desk.held_since(lease), 3))
-                for lease, holder in self._desk.held.items()
+                lease: (holder.pid, round(now - self._handouts.held_since(lease), 3))
+                for lease, holder in self._handouts.held.items()
             },
             connections=[{"pid": c.holder.pid, "client": c.client} for c in self._connections.values()],
             state=asdict(self._store.statistics()),

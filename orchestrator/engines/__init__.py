@@ -1,11 +1,11 @@
 """Inference engines: the port, its adapters, and the pool that makes one of many."""
 
 from orchestrator.engines.pool.parameter_update import EngineUpdate, UpdateMode
-from orchestrator.engines.pool.pool import EnginePool, EngineStatistics, KnownWeights
+from orchestrator.engines.pool.pool import EnginePool, EngineStatistics, KnownParameters
 from orchestrator.engines.pool.roster import PROBE_TEXT
 
 from .build import build_engine
-from .port import Engine, EngineInfo, GenerationEnd, GenerationRequest, SamplingParams, TokenSink, WeightUpdate
+from .port import Engine, EngineInfo, GenerationEnd, GenerationRequest, ParameterUpdate, SamplingParams, TokenSink
 from .scripted import ScriptedEngine
 
 __all__ = [
@@ -17,11 +17,11 @@ __all__ = [
     "EngineUpdate",
     "GenerationEnd",
     "GenerationRequest",
-    "KnownWeights",
+    "KnownParameters",
+    "ParameterUpdate",
     "SamplingParams",
     "ScriptedEngine",
     "TokenSink",
     "UpdateMode",
-    "WeightUpdate",
     "build_engine",
 ]

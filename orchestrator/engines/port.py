@@ -25,9 +25,9 @@ __all__ = [
     "FinishReason",
     "GenerationEnd",
     "GenerationRequest",
+    "ParameterUpdate",
     "SamplingParams",
     "TokenSink",
-    "WeightUpdate",
 ]
 
 FinishReason = Literal["stop", "length", "abort"]
@@ -76,7 +76,7 @@ class GenerationRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class WeightUpdate:
+class ParameterUpdate:
     """Parameters to load: ``path`` is a file or directory as the engine's own machine sees it.
 
     With ``keeps_requests`` what is in flight stays where it is and goes on with the new parameters; otherwise the
@@ -175,7 +175,7 @@ class Engine(Protocol):
         """
         ...
 
-    async def update_weights(self, update: WeightUpdate) -> None:
+    async def update_weights(self, update: ParameterUpdate) -> None:
         """Load other parameters and forget what was cached of the old ones; afterwards the engine answers with the new.
 
         The server is paused for as long as it takes, where it can be, and goes on whether that succeeded or not: with

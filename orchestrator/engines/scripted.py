@@ -31,7 +31,7 @@ from anyio.abc import TaskStatus
 from orchestrator.errors import EngineRejected, EngineUnavailable
 from orchestrator.records import Message
 
-from .port import EngineInfo, FinishReason, GenerationEnd, GenerationRequest, SamplingParams, TokenSink, WeightUpdate
+from .port import EngineInfo, FinishReason, GenerationEnd, GenerationRequest, ParameterUpdate, SamplingParams, TokenSink
 
 __all__ = ["ScriptedEngine", "answer_of"]
 
@@ -274,7 +274,7 @@ class ScriptedEngine:
 
     # -- parameters ----------------------------------------------------------------------------------------------------
 
-    async def update_weights(self, update: WeightUpdate) -> None:
+    async def update_weights(self, update: ParameterUpdate) -> None:
         """Take the version after ``update_s``; what is under way waits, as at a server that is paused."""
         async with self._loading:
             await self._wait(self._update_s)

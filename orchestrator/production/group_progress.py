@@ -48,7 +48,7 @@ class GroupProgress:
     anew has another array; ``scope`` is what the group is worked on in.
     """
 
-    flight: InFlight
+    launched: InFlight
     prompt: Prompt
     prompt_tokens: array[int]
     samples: list[Sample]
@@ -59,12 +59,12 @@ class GroupProgress:
     failure: str | None = None
 
     @classmethod
-    def resume(cls, flight: InFlight) -> Self:
+    def resume(cls, launched: InFlight) -> Self:
         """A launched group, with what its partial frames have of its samples."""
-        samples = restore_samples(flight.first_sample, flight.n, [frame for _, frame in flight.partials])
+        samples = restore_samples(launched.first_sample, launched.n, [frame for _, frame in launched.partials])
         return cls(
-            flight=flight,
-            prompt=Prompt(flight.source, flight.prompt.prompt_index, flight.prompt.epoch, None),
+            launched=launched,
+            prompt=Prompt(launched.source, launched.prompt.prompt_index, launched.prompt.epoch, None),
             prompt_tokens=array("i"),
             samples=samples,
             stored=[(sample.tokens, len(sample.tokens)) for sample in samples],
@@ -84,7 +84,7 @@ class GroupProgress:
         """How far the group is, ``running_s`` seconds after it was begun."""
         generating = [(sample.index, len(sample.tokens)) for sample in self.samples if not sample.is_finished]
         return GroupStanding(
-            group_index=self.flight.group_index,
+            group_index=self.launched.group_index,
             running_s=round(running_s, 3),
             generating=tuple(sorted(generating, key=lambda sample: (-sample[1], sample[0]))),
             unscored=sum(1 for sample in self.samples if sample.is_finished and sample.reward is None),
@@ -93,8 +93,8 @@ class GroupProgress:
     def dropped(self, reason: str) -> Dropped:
         """The event that ends the group without handing it out."""
         return Dropped(
-            source=self.flight.source,
-            group_index=self.flight.group_index,
+            source=self.launched.source,
+            group_index=self.launched.group_index,
             reason=reason,
             lengths=[len(sample.tokens) for sample in self.samples],
             rerun=reason == STALE,
@@ -106,8 +106,8 @@ class GroupProgress:
         sample, (known, count) = self.samples[slot], self.stored[slot]
         start = count if known is sample.tokens else 0
         frame = encode_partial(
-            source=self.flight.source,
-            group_index=self.flight.group_index,
+            source=self.launched.source,
+            group_index=self.launched.group_index,
             slot=slot,
             sample=sample,
             start=start,

@@ -104,10 +104,10 @@ class GroupRunner:
         self.replaced_samples = 0
         self.last_failure: str | None = None
 
-    async def run(self, flight: InFlight) -> GroupOutcome:
+    async def run(self, launched: InFlight) -> GroupOutcome:
         """Take a launched group to its end; parks it when cancelled."""
-        run = GroupProgress.resume(flight)
-        self._runs[flight.group_index] = run, anyio.current_time()
+        run = GroupProgress.resume(launched)
+        self._runs[launched.group_index] = run, anyio.current_time()
         try:
             with run.scope:
                 await self._work(run)
@@ -115,7 +115,7 @@ class GroupRunner:
             self._park(run)
             raise
         finally:
-            del self._runs[flight.group_index]
+            del self._runs[launched.group_index]
         if run.failure is not None:
             self._drop(run, run.failure)
             return GroupOutcome.STALE if run.failure == STALE else GroupOutcome.FAILED
@@ -131,7 +131,7 @@ class GroupRunner:
     async def _work(self, run: GroupProgress) -> None:
         """Generate and score all samples; what cannot be done fails the run."""
         try:
-            run.prompt = await self._prompts.read(run.flight.prompt.prompt_index, run.flight.prompt.epoch)
+            run.prompt = await self._prompts.read(run.launched.prompt.prompt_index, run.launched.prompt.epoch)
         except PromptUnavailable as error:
             self._note_failure(run, error.message)
             run.fail("prompt_failed")
@@ -236,7 +236,7 @@ class GroupRunner:
     def _note_failure(self, run: GroupProgress, message: str) -> None:
         self.failed_samples += 1
         self.last_failure = message
-        self._log.warning(f"a sample of group {run.flight.group_index} failed: {message}")
+        self._log.warning(f"a sample of group {run.launched.group_index} failed: {message}")
 
     # -- the end of a group --------------------------------------------------------------------------------------------
 
@@ -255,8 +255,8 @@ class GroupRunner:
                 if sample.versions:
                     sample.loss_mask = offpolicy_mask(sample.versions, sample.versions[-1][0])
         group = Group(
-            source=run.flight.source,
-            group_index=run.flight.group_index,
+            source=run.launched.source,
+            group_index=run.launched.group_index,
             prompt=run.prompt,
             prompt_tokens=run.prompt_tokens,
             samples=run.samples,

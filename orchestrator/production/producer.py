@@ -115,9 +115,9 @@ class Producer:
                 self._start(groups, self._launch())
                 await replan.wait()
 
-    def _start(self, groups: TaskGroup, flights: Iterable[InFlight]) -> None:
-        for flight in flights:
-            groups.start_soon(self._group, groups, flight, name=f"{self._state.name}/{flight.group_index}")
+    def _start(self, groups: TaskGroup, all_launched: Iterable[InFlight]) -> None:
+        for launched in all_launched:
+            groups.start_soon(self._group, groups, launched, name=f"{self._state.name}/{launched.group_index}")
 
     def _launch(self) -> list[InFlight]:
         """Launch what the plan asks for; returns the new groups in flight."""
@@ -152,18 +152,18 @@ class Producer:
                 " raise over_sampling_batch_size or this source's buffer"
             )
 
-    async def _group(self, groups: TaskGroup, flight: InFlight) -> None:
-        outcome = await self._runner.run(flight)
+    async def _group(self, groups: TaskGroup, launched: InFlight) -> None:
+        outcome = await self._runner.run(launched)
         if outcome is GroupOutcome.FAILED:
-            await self._pause(flight)
+            await self._pause(launched)
         elif outcome is not GroupOutcome.STALE:  # the age of a group says nothing of its source
             self._failed_in_a_row = 0
             self._acceptance.add(outcome is GroupOutcome.BUFFERED)
         self._start(groups, self._launch())  # its end concerns no other producer: they are not woken
 
-    async def _pause(self, flight: InFlight) -> None:
+    async def _pause(self, launched: InFlight) -> None:
         """Keep the place of a group that failed empty for a while."""
-        if flight.group_index >= self._failed_before:
+        if launched.group_index >= self._failed_before:
             self._failed_in_a_row += 1
             self._failed_before = self._ledger.next_group
         self._empty_places += 1

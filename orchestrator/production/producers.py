@@ -1,4 +1,4 @@
-"""The producers as one: they run, stop, and run again, all of them or some.
+"""All producers together: they run, stop, and run again, all of them or some.
 
 Invariants:
 
@@ -20,13 +20,13 @@ from orchestrator.errors import StateError
 
 from .producer import Producer
 
-__all__ = ["PARK_DEADLINE_S", "Production"]
+__all__ = ["PARK_DEADLINE_S", "Producers"]
 
 PARK_DEADLINE_S: Final = 30.0
 """Parking cuts connections and records partial rollouts; it waits for no generation."""
 
 
-class _Shift:
+class _Running:
     """One producer at work, from its start until it is parked."""
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class _Shift:
         self.parked = anyio.Event()
 
 
-class Production:
+class Producers:
     """See the module's invariants.
 
     Args:
@@ -43,7 +43,7 @@ class Production:
 
     def __init__(self, producers: Mapping[str, Producer]) -> None:
         self._producers = dict(producers)
-        self._shifts: dict[str, _Shift] = {}
+        self._running: dict[str, _Running] = {}
         self._stopped: set[str] = set()
         self._changed = Broadcast()
 
@@ -53,28 +53,28 @@ class Production:
         async with anyio.create_task_group() as tasks:
             while True:
                 changed = self._changed.next()
-                for name in [name for name in self._producers if name not in self._stopped | self._shifts.keys()]:
-                    self._shifts[name] = _Shift()
+                for name in [name for name in self._producers if name not in self._stopped | self._running.keys()]:
+                    self._running[name] = _Running()
                     tasks.start_soon(self._work, name, name=f"producer of {name}")
                 await changed.wait()
 
     async def _work(self, name: str) -> None:
-        shift = self._shifts[name]
-        with shift.scope:
+        run = self._running[name]
+        with run.scope:
             await self._producers[name].run()
-        del self._shifts[name]
-        shift.parked.set()
+        del self._running[name]
+        run.parked.set()
         self._changed.notify()  # whoever gave up waiting for this may have started it again
 
     async def stop(self, names: Collection[str] | None = None) -> None:
         """Return when everything in flight is parked; of all sources, or of some. The caller sets a deadline."""
         stopping = [name for name in self._producers if names is None or name in names]
         self._stopped.update(stopping)
-        shifts = [self._shifts[name] for name in stopping if name in self._shifts]
-        for shift in shifts:
-            shift.scope.cancel()
-        for shift in shifts:
-            await shift.parked.wait()
+        running = [self._running[name] for name in stopping if name in self._running]
+        for run in running:
+            run.scope.cancel()
+        for run in running:
+            await run.parked.wait()
 
     async def park(self, names: Collection[str] | None = None) -> None:
         """As :meth:`stop`, with a deadline.

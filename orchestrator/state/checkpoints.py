@@ -269,8 +269,8 @@ def _places(data: dict[str, Any]) -> Iterator[Place]:
     for entry in entries:
         yield Place(*entry[0]) if isinstance(entry[0], list) else Place(*entry)
     for state in ledger["sources"].values():
-        for flight in state["in_flight"]:
-            yield from (Place(*place) for place in flight[5])
+        for launched in state["in_flight"]:
+            yield from (Place(*place) for place in launched[5])
 
 
 def relink(directory: Path, name: str, data: dict[str, Any], *, end: int) -> None:

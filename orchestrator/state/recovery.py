@@ -23,7 +23,7 @@ import msgspec
 
 from orchestrator.core.ledger.events import CheckpointLoaded, Event, SourceFacts, SourcesChanged, decode_event
 from orchestrator.core.ledger.ledger import Ledger, SourceSize
-from orchestrator.core.ledger.source_changes import SourceRoster
+from orchestrator.core.ledger.source_changes import SourceChanges
 from orchestrator.errors import (
     CheckpointError,
     CorruptState,
@@ -85,7 +85,7 @@ def recover(
     sizes: dict[str, SourceSize],
     nonce: str,
     *,
-    at_run_time: Callable[[SourceRoster], dict[str, SourceSize]] | None = None,
+    at_run_time: Callable[[SourceChanges], dict[str, SourceSize]] | None = None,
     allow_source_changes: bool = False,
 ) -> tuple[Ledger, Recovery]:
     """The ledger that ``directory`` holds. Blocks: call it in a worker thread.
@@ -123,7 +123,7 @@ def recover(
         ) from error
     recovery.drops = drop_damaged(ledger, recovery.problems)
     if at_run_time is not None:
-        sizes = at_run_time(ledger.roster)
+        sizes = at_run_time(ledger.source_changes)
     if not allow_source_changes:
         _check_sources(directory, {name: state.rows for name, state in ledger.sources.items()}, sizes)
     if (change := _source_change(ledger, sizes)) is not None:

@@ -140,9 +140,9 @@ def drop_damaged(ledger: Ledger, problems: list[str]) -> list[Event]:
 
 def _damaged(ledger: Ledger) -> Iterator[tuple[str, int, str, str]]:
     for state in ledger.sources.values():
-        for flight in state.in_flight.values():
-            if flight.damage is not None:
-                yield state.name, flight.group_index, "in flight", flight.damage
+        for launched in state.in_flight.values():
+            if launched.damage is not None:
+                yield state.name, launched.group_index, "in flight", launched.damage
         for group in state.ready.values():
             if group.damage is not None:
                 yield state.name, group.group_index, "buffered", group.damage

@@ -65,7 +65,7 @@ def kept_by(data: dict[str, Any]) -> Kept:
     groups += [entry for batch in ledger.get("unarchived", ()) for entry in batch["groups"]]
     # in format 1 an entry is a place alone
     frames = {entry[0] if isinstance(entry[0], int) else entry[0][0] for entry in groups}
-    frames |= {place[0] for state in states for flight in state["in_flight"] for place in flight[5]}
+    frames |= {place[0] for state in states for launched in state["in_flight"] for place in launched[5]}
     return Kept(data["position"][0], frozenset(frames))
 
 

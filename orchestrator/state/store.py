@@ -28,7 +28,7 @@ from orchestrator.concurrency.broadcast import Broadcast
 from orchestrator.core.ledger.events import Archived, CheckpointLoaded, Event, Launched, LeaseAcked, encode_event
 from orchestrator.core.ledger.groups import LocatedFrames, Place, StoredGroup
 from orchestrator.core.ledger.ledger import Ledger, SourceSize
-from orchestrator.core.ledger.source_changes import SourceRoster
+from orchestrator.core.ledger.source_changes import SourceChanges
 from orchestrator.errors import StateError
 from orchestrator.records import Group
 
@@ -127,7 +127,7 @@ class StateStore:
         segment_bytes: int | None = None,
         log: FilteringBoundLogger | None = None,
         on_record: Callable[[Event], None] = lambda _: None,
-        at_run_time: Callable[[SourceRoster], dict[str, SourceSize]] | None = None,
+        at_run_time: Callable[[SourceChanges], dict[str, SourceSize]] | None = None,
         allow_source_changes: bool = False,
     ) -> StateStore:
         """Recover the state of a directory whose lock is held.

@@ -59,7 +59,7 @@ def explain(facts: Facts, *, waiting: str | None, shortage: Shortage | None) -> 
 
     Args:
         facts: of the run.
-        waiting: a reason of the lease desk (the trainer holds its leases, a rank lags).
+        waiting: a reason that the handout gives (the trainer holds its leases, a rank lags).
         shortage: what the sources lack.
     """
     if facts.disk_fault is not None:

@@ -108,7 +108,7 @@ def _source(facts: RunFacts, state: SourceState, leased: int) -> dict[str, Any]:
         "handed_out": state.handed_out,
         "overtakings": state.overtakings,
         "response_len": state.lengths.report(state.handed_out_lengths),
-        "partial_groups": sum(1 for flight in state.in_flight.values() if flight.partials),
+        "partial_groups": sum(1 for launched in state.in_flight.values() if launched.partials),
         "buffered_bytes": state.ready_bytes,
         "wanted": demand.wanted,
         "next_count": demand.next_count,

@@ -1,7 +1,7 @@
 """How long the trainer waits, and what is generated for nothing: by the plan, by equal buffers, one batch at a time.
 
-The real producers, pool, scripted engine, mixer and ledger on a clock that jumps (``tests/campaigns/plan_comparison``): seconds
-are the engine's and the trainer's own, so that nothing of it depends on the machine. Lengths are long-tailed
+The real producers, pool, scripted engine, mixer and ledger on a clock that jumps (``campaigns/plan_comparison``):
+seconds are the engine's and the trainer's own, so that nothing of it depends on the machine. Lengths are long-tailed
 (lognormal, sigma 1), the mixture crosses over from a source of at most 200 tokens to one of at most 1,600.
 """
 

@@ -237,8 +237,8 @@ class Run:
 
     def producer(self, source: str, pool: EnginePool) -> Producer:
         def verdict(samples: Sequence[Sample]) -> Verdict:
-            flights = self.ledger.source(source).in_flight.values()
-            prompt = next(flight.prompt for flight in flights if flight.first_sample == samples[0].index)
+            all_launched = self.ledger.source(source).in_flight.values()
+            prompt = next(launched.prompt for launched in all_launched if launched.first_sample == samples[0].index)
             draw = random.Random(f"{self.seed}/{source}/{prompt}").random()  # the same prompts, whoever asks
             return Verdict(False, "zero_std") if draw < self.scenario.dropped[source] else Verdict(True)
 

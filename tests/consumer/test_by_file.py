@@ -24,7 +24,7 @@ from orchestrator.client import files as client_files
 from orchestrator.client.files import Unreadable, located
 from orchestrator.consumer.socket.connection import Answer, Connection
 from orchestrator.consumer.socket.requests import Request
-from orchestrator.consumer.socket.send_queue import Outbox
+from orchestrator.consumer.socket.send_queue import SendQueue
 from orchestrator.core.ledger.events import Launched, LeaseAcked
 from orchestrator.core.ledger.groups import LocatedFrames, Place, StoredGroup
 from orchestrator.frames import encode_frame
@@ -390,27 +390,27 @@ async def test_descriptors_do_not_overtake_what_waits(tmp_path: Path, filled_by:
     here, there = socket.socketpair()
     here.setblocking(False)
     _, writer = await asyncio.open_unix_connection(sock=here)
-    outbox, descriptor = Outbox(here, writer, lambda: False), os.open(tmp_path, os.O_RDONLY)
+    send_queue, descriptor = SendQueue(here, writer, lambda: False), os.open(tmp_path, os.O_RDONLY)
     size = 4 << 20
     if filled_by == "the transport":
-        outbox.send_last(bytes(size))
+        send_queue.send_last(bytes(size))
     else:
         size = 0
         with suppress(BlockingIOError):
             while True:
                 size += here.send(bytes(1 << 16))
-    assert not await outbox.send_descriptors(b"head", [descriptor])
+    assert not await send_queue.send_descriptors(b"head", [descriptor])
     while size:
         part, descriptors, _, _ = await anyio.to_thread.run_sync(socket.recv_fds, there, min(size, 1 << 16), 8)
         size -= len(part)
         assert not descriptors
         assert not any(part)
-    assert await outbox.send_descriptors(b"head", [descriptor])
+    assert await send_queue.send_descriptors(b"head", [descriptor])
     part, descriptors, _, _ = socket.recv_fds(there, 100, 8)
     assert part == b"head"
     assert os.fstat(descriptors[0]) == os.fstat(descriptor)
     there.close()
-    assert not await outbox.send_descriptors(b"head", [descriptor])
+    assert not await send_queue.send_descriptors(b"head", [descriptor])
     writer.close()
     for each in (descriptor, *descriptors):
         os.close(each)
@@ -422,7 +422,7 @@ async def test_what_cannot_be_passed_on_goes_as_bytes_and_leaves_nothing_open(tm
 
     async def get_batch(_: Connection, __: Request) -> Answer:
         descriptor = os.open(tmp_path / "frame", os.O_RDONLY)
-        connections[0]._outbox.send_last(bytes(ahead))
+        connections[0]._send_queue.send_last(bytes(ahead))
         return Answer({"groups": 1}, [frame], located=LocatedFrames([descriptor], [(0, 0, len(frame))]))
 
     def client(path: Path) -> None:

@@ -23,7 +23,7 @@ from orchestrator.state import StateStore
 from orchestrator.state import appender as log_writer
 from orchestrator.state.segments import RecordKind, encode_prefix, segment_path
 from orchestrator.state.writer import LogWriter
-from tests.consumer.test_handout import A, B, Desk, indices
+from tests.consumer.test_handout import A, B, Setup, indices
 from tests.support.builders import make_sample
 from tests.support.daemon_process import daemon, write_config, write_prompts
 
@@ -112,16 +112,16 @@ def test_drain_while_the_engines_are_probed_for_the_first_time(tmp_path: Path) -
 
 def test_a_share_that_was_taken_over_is_not_freed_by_its_former_holder() -> None:
     """The answer that never left freed the share of the one who took over: it got the same batch twice."""
-    desk = Desk()
-    desk.finish("easy", 4)
-    desk.finish("hard", 4)
-    unsent = desk.take(A)
-    assert desk.desk.take_rank(B, 0, takeover=True) == A
-    taken = desk.take(B)
+    setup = Setup()
+    setup.finish("easy", 4)
+    setup.finish("hard", 4)
+    unsent = setup.take(A)
+    assert setup.handouts.take_rank(B, 0, takeover=True) == A
+    taken = setup.take(B)
     assert indices(taken) == indices(unsent)
-    desk.desk.release(unsent)
-    assert desk.desk.held == {taken.lease: B}
-    second = desk.take(B)
+    setup.handouts.release(unsent)
+    assert setup.handouts.held == {taken.lease: B}
+    second = setup.take(B)
     assert isinstance(second, Handout)
     assert not set(indices(second)) & set(indices(taken))
 

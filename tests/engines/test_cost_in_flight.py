@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from orchestrator.engines.pool.member import Member
-from orchestrator.engines.pool.requests_in_flight import STALL_SLACK, Flight
+from orchestrator.engines.pool.requests_in_flight import STALL_SLACK, RequestInFlight
 from orchestrator.engines.sglang.engine import SGLangEngine
 from orchestrator.records import Sample
 
@@ -17,7 +17,7 @@ from orchestrator.records import Sample
 async def test_the_timer_of_a_stall_is_never_early_and_hardly_late(seed: int) -> None:
     draw, now = random.Random(seed), 0.0
     stall_s, timeout_s = draw.uniform(0.01, 60), draw.uniform(1, 200)
-    flight = Flight(_member(), now, timeout_s, stall_s, clock=lambda: now)
+    flight = RequestInFlight(_member(), now, timeout_s, stall_s, clock=lambda: now)
     for _ in range(40):
         now += draw.choice([0.001, 1, 30]) * draw.random()
         flight.touch()
@@ -27,7 +27,7 @@ async def test_the_timer_of_a_stall_is_never_early_and_hardly_late(seed: int) ->
 
 async def test_the_timer_of_a_stall_is_seldom_set() -> None:
     now, deadlines = 0.0, set()
-    flight = Flight(_member(), now, 600.0, 60.0, clock=lambda: now)
+    flight = RequestInFlight(_member(), now, 600.0, 60.0, clock=lambda: now)
     for event in range(1000):
         now = event / 100
         flight.touch()

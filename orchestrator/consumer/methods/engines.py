@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from orchestrator.consumer.socket.connection import Answer, Connection
 from orchestrator.consumer.writing import kept
 from orchestrator.core.ledger.journal import Journal
-from orchestrator.engines import UpdateMode, WeightUpdate
+from orchestrator.engines import ParameterUpdate, UpdateMode
 from orchestrator.errors import BadRequest
 
 from . import params as m
@@ -51,7 +51,7 @@ class EngineControl(Protocol):
         ...
 
     async def update_weights(
-        self, update: WeightUpdate, mode: UpdateMode, *, rolling: bool, timeout_s: float
+        self, update: ParameterUpdate, mode: UpdateMode, *, rolling: bool, timeout_s: float
     ) -> list[dict[str, Any]]:
         """New parameters for every engine; returns how it went at each."""
         ...
@@ -109,7 +109,7 @@ class EngineMethods:
         return Answer({"in_flight": self._control.in_flight()})
 
     async def _update_weights(self, _: Connection, params: m.UpdateWeights) -> Answer:
-        update = WeightUpdate(params.path, params.version)
+        update = ParameterUpdate(params.path, params.version)
         engines = await self._control.update_weights(
             update, params.mode, rolling=params.rolling, timeout_s=params.timeout_s
         )

@@ -29,7 +29,7 @@ from orchestrator.errors import BadRequest, FrameError, OrchestratorError, Reque
 from orchestrator.frames import PREFIX_BYTES, encode_frame, parse_prefix
 
 from .requests import Request, parse_request
-from .send_queue import Outbox
+from .send_queue import SendQueue
 from .sparse_log import SparseLog
 
 __all__ = ["READER_LIMIT_BYTES", "Answer", "Connection", "Requests", "error_frame"]
@@ -123,7 +123,7 @@ class Connection:
         self._requests = requests
         self._long_headers = long_headers
         self._log = log
-        self._outbox = Outbox(sock, writer, lambda: requests.is_at_work(self))
+        self._send_queue = SendQueue(sock, writer, lambda: requests.is_at_work(self))
         self._pending: dict[int, anyio.CancelScope | None] = {}  # None: the answer is decided
         self._scope = anyio.CancelScope()
         self.tasks: TaskGroup
@@ -136,7 +136,7 @@ class Connection:
     def close(self, why: OrchestratorError | None = None) -> None:
         """End the connection; its requests are cancelled, and ``why`` is the last that it is told."""
         if why is not None:
-            self._outbox.send_last(error_frame(None, why))
+            self._send_queue.send_last(error_frame(None, why))
         self._scope.cancel()
 
     def cancel(self, request_id: int) -> bool:
@@ -175,14 +175,14 @@ class Connection:
             except FrameError as error:
                 self._log.warning("malformed", f"process {self.holder.pid} sent a malformed frame: {error}")
                 with anyio.move_on_after(LINGER_S):
-                    await self._outbox.send(error_frame(None, error))
+                    await self._send_queue.send(error_frame(None, error))
                 return
             if request is None or self._scope.cancel_called:  # what came before the end is not begun any more
                 return
             self.last_request_at = anyio.current_time()
             if len(self._pending) >= MAX_PENDING_REQUESTS or request.id in self._pending:
                 why = f"request id {request.id} is pending already, or more than {MAX_PENDING_REQUESTS} requests are"
-                await self._outbox.send(error_frame(request.id, BadRequest(f"{why}: wait for an answer first")))
+                await self._send_queue.send(error_frame(request.id, BadRequest(f"{why}: wait for an answer first")))
                 continue
             scope = self._pending[request.id] = anyio.CancelScope()
             self.tasks.start_soon(self._answer, request, scope)
@@ -227,11 +227,11 @@ class Connection:
 
     async def _send(self, reply: _Reply) -> None:
         try:
-            if reply.descriptors and await self._outbox.send_descriptors(reply.short, reply.descriptors):
+            if reply.descriptors and await self._send_queue.send_descriptors(reply.short, reply.descriptors):
                 return
         finally:
             _close(reply.descriptors)
-        await self._outbox.send(reply.head, reply.frames)
+        await self._send_queue.send(reply.head, reply.frames)
 
     async def _reply(self, request: Request) -> _Reply:
         """What is to be sent; a fault of this program is answered and logged, and ends no other request."""

@@ -20,7 +20,7 @@ from typing import Final
 
 import anyio
 
-__all__ = ["Outbox"]
+__all__ = ["SendQueue"]
 
 SEND_STALL_S: Final = 30.0
 """A client on the same machine that waits for its answer reads it within milliseconds; a stopped one never does."""
@@ -29,7 +29,7 @@ SEND_STALL_AT_WORK_S: Final = 3600.0
 """A trainer that prefetches reads the next batch when it is done with the one in hand: tens of minutes are normal."""
 
 
-class Outbox:
+class SendQueue:
     """See the module's invariants.
 
     Args:

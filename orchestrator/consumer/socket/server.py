@@ -3,7 +3,7 @@
 Invariants:
 
 * The state lock is held before this is reached; a foreign listener at the path is an error (see ``listener``).
-* At most ``max_connections`` connections are served at a time (see ``door`` for who makes room), at most
+* At most ``max_connections`` connections are served at a time (see ``peer`` for who makes room), at most
   ``MAX_LEAVING`` more are on their way out, and what is beyond that is closed without a word.
 * Every connection is a task of the server's task group. What a client holds is free the moment its connection ends.
 """
@@ -25,9 +25,9 @@ from structlog.typing import FilteringBoundLogger
 from orchestrator.consumer.handout import Holder
 from orchestrator.errors import NotAllowed, OrchestratorError
 
-from . import peer as door
 from .connection import READER_LIMIT_BYTES, Connection, Requests
 from .listener import PRIVATE_MODE, SHARED_MODE, listen
+from .peer import check_user, evicted, peer_of, refused, to_make_room, turn_away
 from .sparse_log import SparseLog
 
 __all__ = ["ConsumerServer", "Service"]
@@ -126,11 +126,11 @@ class ConsumerServer:
 
     async def _receive(self, sock: socket.socket, tasks: TaskGroup) -> None:
         """Begin to serve a new connection, or to turn it away."""
-        peer = door.peer_of(sock)
+        peer = peer_of(sock)
         try:
-            door.check_user(peer, self._allow_uids)
+            check_user(peer, self._allow_uids)
             if (is_full := len(self._served) >= self._max_connections) and not self._make_room():
-                raise door.refused(self._max_connections)
+                raise refused(self._max_connections)
         except OrchestratorError as error:
             kind = "not allowed" if isinstance(error, NotAllowed) else "refused"
             self._log.warning(kind, f"process {peer.pid} was refused: {error}")
@@ -158,12 +158,12 @@ class ConsumerServer:
 
     def _make_room(self) -> bool:
         """Close the connection that can be spared best, if one can; whether there is room now."""
-        connection = door.to_make_room(self._served.values(), self._service.holds_nothing)
+        connection = to_make_room(self._served.values(), self._service.holds_nothing)
         if connection is None or self._leaving >= MAX_LEAVING:
             return False
         self._log.warning("evicted", f"the connection of process {connection.holder.pid} is closed for another")
         self._leave(connection)
-        connection.close(door.evicted(self._max_connections))
+        connection.close(evicted(self._max_connections))
         return True
 
     async def _serve(self, connection: Connection) -> None:
@@ -183,6 +183,6 @@ class ConsumerServer:
     async def _turn_away(self, sock: socket.socket, why: OrchestratorError) -> None:
         self._leaving += 1
         try:
-            await door.turn_away(sock, why)
+            await turn_away(sock, why)
         finally:
             self._leaving -= 1

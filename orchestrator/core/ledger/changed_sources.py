@@ -56,8 +56,8 @@ def changed_sources(
 
 
 def _resize(state: SourceState, facts: SourceFacts) -> None:
-    for flight in [flight for flight in state.in_flight.values() if flight.prompt.prompt_index >= facts.rows]:
-        state.drop(flight.group_index, PROMPT_REMOVED, [], rerun=False)
+    for launched in [launched for launched in state.in_flight.values() if launched.prompt.prompt_index >= facts.rows]:
+        state.drop(launched.group_index, PROMPT_REMOVED, [], rerun=False)
     state.resize(facts.rows, facts.epochs)
 
 

@@ -13,16 +13,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .events import EngineAdded, EngineDrained, EngineRemoved, Event, VersionSet, WeightsHeld
+from .events import EngineAdded, EngineDrained, EngineRemoved, Event, ParametersHeld, VersionSet
 
-__all__ = ["Crew", "Fleet"]
+__all__ = ["EngineChanges", "StartingEngines"]
 
 Options = Mapping[str, Any]
 """What a config file says of one engine, as JSON."""
 
 
 @dataclass(frozen=True, slots=True)
-class Crew:
+class StartingEngines:
     """The engines to start with.
 
     ``engines`` are their options by name, in order; ``draining`` the names of those that get no new requests;
@@ -35,7 +35,7 @@ class Crew:
 
 
 @dataclass(slots=True)
-class Fleet:
+class EngineChanges:
     """See the module's invariants.
 
     ``weights_path``: of the policy version in force, if known. ``held``: version and identity by engine. ``added``:
@@ -48,12 +48,12 @@ class Fleet:
     removed: dict[str, dict[str, Any] | None] = field(default_factory=dict)
     draining: dict[str, dict[str, Any] | None] = field(default_factory=dict)
 
-    def apply(self, event: VersionSet | WeightsHeld | EngineAdded | EngineDrained | EngineRemoved) -> None:
+    def apply(self, event: VersionSet | ParametersHeld | EngineAdded | EngineDrained | EngineRemoved) -> None:
         """Change as the event says."""
         match event:
             case VersionSet():
                 self.weights_path = event.path
-            case WeightsHeld():
+            case ParametersHeld():
                 self.held[event.engine] = (event.version, event.identity)
             case EngineAdded():
                 self.added[event.engine] = event.options
@@ -73,7 +73,7 @@ class Fleet:
         else:
             self.removed[event.engine] = event.options
 
-    def crew(self, configured: Sequence[Options]) -> Crew:
+    def starting(self, configured: Sequence[Options]) -> StartingEngines:
         """The engines of the file, and what was done to them at run time.
 
         Args:
@@ -95,9 +95,9 @@ class Fleet:
                 outdated.append((EngineRemoved(name), f"engine {name}, added at run time, is now that of the file"))
             else:
                 engines[name] = options
-        return Crew(engines, draining & engines.keys(), outdated)
+        return StartingEngines(engines, draining & engines.keys(), outdated)
 
-    def forget_weights(self) -> None:
+    def forget_parameters(self) -> None:
         """Nobody knows which parameters the engines hold."""
         self.weights_path = None
         self.held.clear()

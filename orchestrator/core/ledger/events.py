@@ -29,6 +29,7 @@ __all__ = [
     "Launched",
     "LeaseAcked",
     "LeaseDiscarded",
+    "ParametersHeld",
     "Resplit",
     "SourceFacts",
     "SourcePaused",
@@ -36,7 +37,6 @@ __all__ = [
     "SourcesChanged",
     "VersionSet",
     "WeightSet",
-    "WeightsHeld",
     "decode_event",
     "encode_event",
 ]
@@ -174,7 +174,7 @@ class SourcesChanged(_Event, tag="sources", frozen=True):
     undone: list[str] = []
 
 
-class WeightsHeld(_Event, tag="held", frozen=True):
+class ParametersHeld(_Event, tag="held", frozen=True):
     """What is known of the parameters that an engine holds; see ``orchestrator.engines.pool.held_parameters``."""
 
     engine: str
@@ -253,7 +253,7 @@ Event = (
     | WeightSet
     | SourcePaused
     | SourceResumed
-    | WeightsHeld
+    | ParametersHeld
     | EngineAdded
     | EngineDrained
     | EngineRemoved

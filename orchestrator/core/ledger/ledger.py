@@ -24,7 +24,7 @@ from orchestrator.errors import CorruptState, SourceUnknown, VersionWentBack
 from orchestrator.frames import GroupFrame
 
 from .changed_sources import changed_sources
-from .engine_changes import Fleet
+from .engine_changes import EngineChanges
 from .events import (
     Archived,
     BatchFormed,
@@ -36,17 +36,17 @@ from .events import (
     Launched,
     LeaseAcked,
     LeaseDiscarded,
+    ParametersHeld,
     Resplit,
     SourcePaused,
     SourceResumed,
     SourcesChanged,
     VersionSet,
     WeightSet,
-    WeightsHeld,
 )
 from .groups import InFlight, Place, PromptRef, StoredGroup
 from .leases import LeasedBatch, Leases, Share
-from .source_changes import SourceRoster
+from .source_changes import SourceChanges
 from .source_state import SourceState
 from .unarchived import BatchKey, Unarchived
 
@@ -58,7 +58,7 @@ DISCARDED = "discarded"
 DAMAGED = "damaged"
 """The reason under which groups count that the disk did not give back as they were written; their prompts run again."""
 
-_NO_PLAN: Final = (LeaseAcked, Archived, VersionSet, WeightsHeld, EngineAdded, EngineDrained, EngineRemoved)
+_NO_PLAN: Final = (LeaseAcked, Archived, VersionSet, ParametersHeld, EngineAdded, EngineDrained, EngineRemoved)
 """Events that change nothing of what the coming batches will be."""
 
 
@@ -84,8 +84,8 @@ class Ledger:
         """Sources that are no more: what they launched stays accounted for."""
         self.leases = Leases(nonce)
         self.unarchived = Unarchived()
-        self.fleet = Fleet()
-        self.roster = SourceRoster()
+        self.engine_changes = EngineChanges()
+        self.source_changes = SourceChanges()
         self.step = 0
         self.policy_version = 0
         self.version_was_set = False
@@ -106,7 +106,7 @@ class Ledger:
             SourcePaused: self._paused,
             SourceResumed: self._resumed,
             SourcesChanged: self._sources_changed,
-            **dict.fromkeys((WeightsHeld, EngineAdded, EngineDrained, EngineRemoved), self.fleet.apply),
+            **dict.fromkeys((ParametersHeld, EngineAdded, EngineDrained, EngineRemoved), self.engine_changes.apply),
         }
 
     # -- decisions that need more than one room ------------------------------------------------------------------------
@@ -190,23 +190,25 @@ class Ledger:
     def put_partial(self, frame: bytes | memoryview, place: Place) -> None:
         """A group in flight gained a partial frame."""
         header = GroupFrame(frame).header
-        flight = self.source(header["source"]).in_flight.get(header["group_index"])
-        if flight is None:
+        launched = self.source(header["source"]).in_flight.get(header["group_index"])
+        if launched is None:
             raise CorruptState(f"a partial rollout of group {header['group_index']}, which is not in flight")
         if header["start"] == 0:  # the sample began anew: what was kept of it is void
-            flight.partials = [p for p in flight.partials if GroupFrame(p[1]).header["slot"] != header["slot"]]
-        flight.partials.append((place, frame))
+            launched.partials = [p for p in launched.partials if GroupFrame(p[1]).header["slot"] != header["slot"]]
+        launched.partials.append((place, frame))
 
     def move(self, frame: bytes | memoryview, old: Place, new: Place) -> bool:
         """A frame was copied to another place of the log; whether it was still needed."""
         header = GroupFrame(frame).header
         state, index = self._owner(header["source"]), header["group_index"]
         if "slot" in header:
-            flight = state.in_flight.get(index)
-            at = next((i for i, p in enumerate(flight.partials) if p[0] == old), None) if flight is not None else None
-            if flight is None or at is None:
+            launched = state.in_flight.get(index)
+            if launched is None:
                 return False
-            flight.partials[at] = (new, frame)
+            at = next((i for i, (place, _) in enumerate(launched.partials) if place == old), None)
+            if at is None:
+                return False
+            launched.partials[at] = (new, frame)
             return True
         group = state.ready.get(index) or self.leases.group(index) or self.unarchived.group(index)
         if group is None or group.place != old:
@@ -220,14 +222,14 @@ class Ledger:
     def _launched(self, event: Launched) -> None:
         if event.group_index != self.next_group:
             raise CorruptState(f"group {event.group_index} was launched where {self.next_group} is next")
-        flight = InFlight(
+        launched = InFlight(
             source=event.source,
             group_index=event.group_index,
             first_sample=event.first_sample,
             n=event.n,
             prompt=PromptRef(event.prompt_index, event.epoch),
         )
-        self.source(event.source).launch(flight, rerun=event.rerun)
+        self.source(event.source).launch(launched, rerun=event.rerun)
         self.next_group = event.group_index + 1
         self.next_sample = event.first_sample + event.n
 
@@ -284,7 +286,7 @@ class Ledger:
             )
         self.policy_version = event.version
         self.version_was_set = True
-        self.fleet.apply(event)
+        self.engine_changes.apply(event)
 
     def _weight_set(self, event: WeightSet) -> None:
         state = self.source(event.source)
@@ -300,7 +302,7 @@ class Ledger:
         sources, self.retired = changed_sources(self.sources, self.retired, event.sources)
         self.sources.clear()
         self.sources.update(sources)
-        self.roster.apply(event)
+        self.source_changes.apply(event)
 
     def _owner(self, source: str) -> SourceState:
         """The state that a leased group counts for, its source may be retired."""
@@ -315,8 +317,8 @@ class Ledger:
         """
         ready = chain.from_iterable(state.ready.values() for state in self.sources.values())
         leased = chain.from_iterable(share.groups for _, share in self.leases.open_shares())
-        flights = chain.from_iterable(state.in_flight.values() for state in self.sources.values())
-        partials = [partial for flight in flights for partial in flight.partials]
+        all_launched = chain.from_iterable(state.in_flight.values() for state in self.sources.values())
+        partials = [partial for launched in all_launched for partial in launched.partials]
         return [*ready, *leased, *self.unarchived.groups()], partials
 
     def snapshot(self) -> dict[str, Any]:
@@ -332,8 +334,8 @@ class Ledger:
             "retired": {name: state.snapshot() for name, state in self.retired.items()},
             "leases": self.leases.snapshot(),
             "unarchived": self.unarchived.snapshot(),
-            "fleet": self.fleet.snapshot(),
-            "roster": self.roster.snapshot(),
+            "fleet": self.engine_changes.snapshot(),
+            "roster": self.source_changes.snapshot(),
         }
 
     def load(self, data: dict[str, Any], frame_at: Callable[[Place], memoryview]) -> None:
@@ -347,8 +349,8 @@ class Ledger:
         self._load_sources(self.retired, data.get("retired", {}), frame_at)
         self.leases.load(data["leases"], frame_at)
         self.unarchived.load(data.get("unarchived", []), frame_at)
-        self.fleet.load(data.get("fleet", {}))
-        self.roster.load(data.get("roster", {}))
+        self.engine_changes.load(data.get("fleet", {}))
+        self.source_changes.load(data.get("roster", {}))
 
     def _load_sources(
         self, states: dict[str, SourceState], data: dict[str, Any], frame_at: Callable[[Place], memoryview]
@@ -367,14 +369,15 @@ class Ledger:
         which parameters. What was trained on is not undone: it goes on waiting for the archive. Of what waited when
         the checkpoint was made, the run that made it knows more; a new one, which has nothing, takes it over.
         """
-        fleet, roster, self.roster = self.fleet.snapshot(), self.roster, SourceRoster()
+        engine_changes, source_changes = self.engine_changes.snapshot(), self.source_changes
+        self.source_changes = SourceChanges()
         unarchived, is_new, self.unarchived = self.unarchived, not self.next_group, Unarchived()
         self.load(data, frame_at)
         self.leases.nonce = nonce
         if not is_new:
             self.unarchived = unarchived
-        self.fleet.load(fleet)
-        self.fleet.forget_weights()
-        self.roster = roster
+        self.engine_changes.load(engine_changes)
+        self.engine_changes.forget_parameters()
+        self.source_changes = source_changes
         self.version_was_set = True
         self.plan_revision += 1

@@ -15,11 +15,11 @@ from typing import Any
 
 from .events import AddedSource, SourcesChanged
 
-__all__ = ["SourceRoster"]
+__all__ = ["SourceChanges"]
 
 
 @dataclass(slots=True)
-class SourceRoster:
+class SourceChanges:
     """See the module's invariants.
 
     ``added``: by name. ``removed``: by name what the file said of the source at that time.

@@ -89,21 +89,21 @@ class SourceState:
             return None
         return PromptRef(row_at(self.epoch, self.position), self.epoch), False
 
-    def launch(self, flight: InFlight, *, rerun: bool) -> None:
+    def launch(self, launched: InFlight, *, rerun: bool) -> None:
         """The group is in flight and its prompt is used up.
 
         Raises:
             CorruptState: a rerun of a prompt that was not to be run again.
         """
         if rerun:
-            if not self.rerun or self.rerun[0] != flight.prompt:
-                raise CorruptState(f"source {self.name}: group {flight.group_index} runs a prompt that is not queued")
+            if not self.rerun or self.rerun[0] != launched.prompt:
+                raise CorruptState(f"source {self.name}: group {launched.group_index} runs a prompt that is not queued")
             self.rerun.popleft()
         else:
             self.position += 1
             if self.position >= self.rows:
                 self.epoch, self.position = self.epoch + 1, 0
-        self.in_flight[flight.group_index] = flight
+        self.in_flight[launched.group_index] = launched
         self.launched += 1
 
     # -- groups --------------------------------------------------------------------------------------------------------
@@ -123,18 +123,18 @@ class SourceState:
         Raises:
             CorruptState: the group is not in flight.
         """
-        flight = self.in_flight.pop(group.group_index, None)
-        if flight is None:
+        launched = self.in_flight.pop(group.group_index, None)
+        if launched is None:
             raise CorruptState(f"source {self.name}: group {group.group_index} was finished but never launched")
         self.restore(group)
-        self._ended(flight, group.rewards, group.lengths, kept=True)
+        self._ended(launched, group.rewards, group.lengths, kept=True)
 
-    def _ended(self, flight: InFlight, rewards: Sequence[float], lengths: Sequence[int], *, kept: bool) -> None:
+    def _ended(self, launched: InFlight, rewards: Sequence[float], lengths: Sequence[int], *, kept: bool) -> None:
         """Count a group that is in flight no more; without rewards it was not scored."""
         oldest = next(iter(self.in_flight), None)
         if rewards:
             self.observed.add(rewards, lengths)
-            self.lengths.ended(flight.group_index, lengths, kept=kept, overtaken=flight.overtaken, oldest=oldest)
+            self.lengths.ended(launched.group_index, lengths, kept=kept, overtaken=launched.overtaken, oldest=oldest)
         else:
             self.lengths.settle(oldest)
 
@@ -195,10 +195,10 @@ class SourceState:
         """Take the groups of a batch and count whom they overtake."""
         groups = [self.remove(index) for index in indices]
         youngest = max(indices, default=-1)
-        for flight in self.in_flight.values():
-            if flight.group_index > youngest:
+        for launched in self.in_flight.values():
+            if launched.group_index > youngest:
                 break
-            flight.overtaken += 1
+            launched.overtaken += 1
             self.overtakings += 1
         self.handed_out += len(groups)
         for group in groups:
@@ -219,10 +219,10 @@ class SourceState:
         Raises:
             CorruptState: no such group.
         """
-        flight = self.in_flight.pop(group_index, None)
-        if flight is not None:
-            self._ended(flight, rewards, lengths, kept=False)
-        prompt = flight.prompt if flight is not None else self.remove(group_index).prompt
+        launched = self.in_flight.pop(group_index, None)
+        if launched is not None:
+            self._ended(launched, rewards, lengths, kept=False)
+        prompt = launched.prompt if launched is not None else self.remove(group_index).prompt
         self.count_dropped(prompt, reason, lengths, rerun=rerun)
 
     def count_dropped(self, prompt: PromptRef, reason: str, lengths: list[int], *, rerun: bool) -> None:
@@ -278,9 +278,9 @@ class SourceState:
         self.in_flight, self.ready, self._order = {}, {}, []
         self.ready_bytes = self.ready_tokens = 0
         for index, first_sample, n, prompt, overtaken, places in data["in_flight"]:
-            flight = InFlight(self.name, index, first_sample, n, PromptRef(*prompt), overtaken)
-            flight.load_partials(places, frame_at)
-            self.in_flight[index] = flight
+            launched = InFlight(self.name, index, first_sample, n, PromptRef(*prompt), overtaken)
+            launched.load_partials(places, frame_at)
+            self.in_flight[index] = launched
         for entry in data["ready"]:
             self.restore(StoredGroup.from_entry(self.name, entry, frame_at))
         self.launched, self.handed_out, self.acknowledged, self.overtakings = data["counters"][:4]

@@ -16,10 +16,10 @@ from typing import Any
 import anyio
 from structlog.typing import FilteringBoundLogger
 
-from orchestrator.consumer import LeaseDesk
+from orchestrator.consumer import Handouts
 from orchestrator.engines import EnginePool
 from orchestrator.errors import BadRequest, CheckpointError, ShuttingDown, StateError
-from orchestrator.production.producers import Production
+from orchestrator.production.producers import Producers
 from orchestrator.state import StateStore, check_name, list_checkpoints, remove_checkpoint, verify_checkpoint
 
 from .run import Control
@@ -35,7 +35,7 @@ class CheckpointControl:
 
     Args:
         store: the state.
-        desk: the leases.
+        handouts: the leases.
         production: the producers.
         pool: the engines.
         control: for the weights set at run time.
@@ -47,15 +47,15 @@ class CheckpointControl:
         self,
         *,
         store: StateStore,
-        desk: LeaseDesk,
-        production: Production,
+        handouts: Handouts,
+        production: Producers,
         pool: EnginePool,
         control: Control,
         kept: int | None,
         log: FilteringBoundLogger,
     ) -> None:
         self._store = store
-        self._desk = desk
+        self._handouts = handouts
         self._production = production
         self._pool = pool
         self._control = control
@@ -74,7 +74,7 @@ class CheckpointControl:
         self._check_free()
         check_name(name)
         if trained_through is not None:
-            self._desk.ack_through(trained_through)
+            self._handouts.ack_through(trained_through)
         step = self._store.ledger.step
         await self._store.save_checkpoint(name)
         self._log.info(f"checkpoint {name} of step {step} is saved", action="checkpoint_saved")
@@ -133,7 +133,7 @@ class CheckpointControl:
     async def _go_back(self, name: str) -> None:
         with anyio.move_on_after(LOAD_DEADLINE_S) as deadline:
             await self._store.load_checkpoint(name)
-        self._desk.forget()
+        self._handouts.forget()
         self._control.restore_weights()
         self._pool.forget(self._store.ledger.policy_version)
         if deadline.cancelled_caught:

@@ -24,7 +24,7 @@ from orchestrator.config import Config, EngineSpec, engine_as_json, engine_specs
 from orchestrator.core.ledger.events import EngineAdded, EngineDrained, EngineRemoved, VersionSet
 from orchestrator.core.ledger.journal import Journal
 from orchestrator.core.ledger.ledger import Ledger
-from orchestrator.engines import Engine, EnginePool, UpdateMode, WeightUpdate
+from orchestrator.engines import Engine, EnginePool, ParameterUpdate, UpdateMode
 from orchestrator.errors import BadRequest, BatchTimeout, EngineError, UpdateFailed, VersionWentBack
 
 __all__ = ["EngineControl"]
@@ -164,12 +164,12 @@ class EngineControl:
         is_same = version == ledger.policy_version and ledger.version_was_set
         if not is_same:
             self._journal.record(VersionSet(version=version))
-        self._pool.hold(version, ledger.fleet.weights_path if is_same else None)
+        self._pool.hold(version, ledger.engine_changes.weights_path if is_same else None)
         in_flight = self._pool.in_flight
         return in_flight, self._pool.interrupt() if mode == "abort" else 0
 
     async def update_weights(
-        self, update: WeightUpdate, mode: UpdateMode, *, rolling: bool, timeout_s: float
+        self, update: ParameterUpdate, mode: UpdateMode, *, rolling: bool, timeout_s: float
     ) -> list[dict[str, Any]]:
         """New parameters for every engine; returns how it went at each.
 
@@ -244,19 +244,19 @@ class EngineControl:
         Raises:
             BadRequest: one cannot be started, or does not fit to the others; the engines are as they were.
         """
-        crew = self._ledger.fleet.crew([engine_as_json(engine) for engine in config.engines])
-        wanted = engine_specs(config, crew.engines, directory=self._directory)
+        starting = self._ledger.engine_changes.starting([engine_as_json(engine) for engine in config.engines])
+        wanted = engine_specs(config, starting.engines, directory=self._directory)
         before = dict(self._specs)
         try:
             await self._become(wanted)
         except EngineError as error:
             await self._become(before)
             raise BadRequest(str(error)) from error
-        for event, sentence in crew.outdated:
+        for event, sentence in starting.outdated:
             self._log.warning(sentence)
             self._journal.record(event)
         for name in wanted:
-            self._pool.drain(name, is_draining=name in crew.draining)
+            self._pool.drain(name, is_draining=name in starting.draining)
         self._config = config
         self._in_file = {spec.name: engine_as_json(spec) for spec in config.engines}
 

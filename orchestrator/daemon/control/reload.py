@@ -37,7 +37,7 @@ from orchestrator.config.examine import examine
 from orchestrator.config.findings import Finding
 from orchestrator.core.ledger.events import AddedSource
 from orchestrator.core.ledger.ledger import Ledger
-from orchestrator.core.ledger.source_changes import SourceRoster
+from orchestrator.core.ledger.source_changes import SourceChanges
 from orchestrator.errors import BadRequest, ConfigError, ConfigRefused, OrchestratorError, ShuttingDown
 
 from .run import Control
@@ -119,11 +119,11 @@ class Reloader:
 
     async def _reload(self) -> list[Difference]:
         loaded = await self._read()
-        roster, directory = self._ledger.roster, self._directory
+        changes, directory = self._ledger.source_changes, self._directory
         in_file = with_fixed(self._in_file, loaded.config)
         try:
-            config, outdated = in_effect(in_file, roster, directory=directory)
-            found = differences(self._running.config, in_effect(loaded.config, roster, directory=directory)[0])
+            config, outdated = in_effect(in_file, changes, directory=directory)
+            found = differences(self._running.config, in_effect(loaded.config, changes, directory=directory)[0])
             is_as_file = config.source_names == in_file.source_names  # else places in the file would be wrong
             rows = await self._examined(config, loaded.error if is_as_file else _as_request)
             await self._running.become(config, rows, undone=list(outdated))
@@ -159,15 +159,15 @@ class Reloader:
 
     def sources(self) -> list[dict[str, Any]]:
         """Every source with its weight and cap, and whether the file has it; those removed at run time too."""
-        config, roster = self._running.config, self._ledger.roster
+        config, changes = self._running.config, self._ledger.source_changes
         caps = config.data_source_reward_caps or (None,) * len(config.data_sources)
         parts = zip(config.data_sources, config.data_source_weights, caps, strict=True)
         known = [
             {"source": source_as_json(source), "weight": weight, "cap": cap}
-            | {"state": "added" if source.name in roster.added else "in_file"}
+            | {"state": "added" if source.name in changes.added else "in_file"}
             for source, weight, cap in parts
         ]
-        return known + [{"source": options, "state": "removed"} for options in roster.removed.values()]
+        return known + [{"source": options, "state": "removed"} for options in changes.removed.values()]
 
     async def add(self, raw: Mapping[str, Any], weight: float | str, cap: float | str | None) -> str:
         """One more source, as a config file would say it; returns its name.
@@ -216,10 +216,10 @@ class Reloader:
             ShuttingDown, StateError: as :meth:`reload`.
         """
         with self._changing("a source to be restored"):
-            roster = self._ledger.roster
-            if name not in roster.removed:
+            changes = self._ledger.source_changes
+            if name not in changes.removed:
                 raise BadRequest(f"no source {name!r} was removed at run time")
-            rest = SourceRoster(dict(roster.added), {key: v for key, v in roster.removed.items() if key != name})
+            rest = SourceChanges(dict(changes.added), {key: v for key, v in changes.removed.items() if key != name})
             config, _ = in_effect(self._in_file, rest, directory=self._directory)
             await self._running.become(config, await self._examined(config, _as_request), undone=[name])
             self._log.info(f"source {name} takes part again")

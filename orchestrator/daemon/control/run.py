@@ -21,7 +21,7 @@ from orchestrator.core.ledger.journal import Journal
 from orchestrator.core.ledger.ledger import Ledger
 from orchestrator.core.weights.table import WeightTable, parse_weight
 from orchestrator.errors import ShuttingDown
-from orchestrator.production.producers import PARK_DEADLINE_S, Production
+from orchestrator.production.producers import PARK_DEADLINE_S, Producers
 
 __all__ = ["Control"]
 
@@ -50,7 +50,7 @@ class Control:
         file_weights: Mapping[str, float | str],
         directory: Path,
         changed: Broadcast,
-        production: Production,
+        production: Producers,
         snapshot: Callable[[], Awaitable[object]],
         log: FilteringBoundLogger,
     ) -> None:

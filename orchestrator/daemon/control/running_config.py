@@ -21,7 +21,7 @@ from orchestrator.core.ledger.events import AddedSource, SourceFacts, SourcesCha
 from orchestrator.core.weights.table import parse_weight
 from orchestrator.daemon.source_lines import SourceLine, SourceLines
 from orchestrator.errors import OrchestratorError
-from orchestrator.production.producers import Production
+from orchestrator.production.producers import Producers
 from orchestrator.prompts import PromptSource, open_prompts
 from orchestrator.rewards import Reward
 
@@ -73,7 +73,7 @@ class RunningConfig:
         *,
         makers: SourceLines,
         lines: dict[str, SourceLine],
-        production: Production,
+        production: Producers,
         control: Control,
         engines: EngineControl,
         on_config: Callable[[Config], None],

@@ -25,9 +25,9 @@ from orchestrator.engines.port import (
     EngineInfo,
     GenerationEnd,
     GenerationRequest,
+    ParameterUpdate,
     SamplingParams,
     TokenSink,
-    WeightUpdate,
 )
 from orchestrator.errors import EngineError, EngineRejected, EngineUnavailable
 from orchestrator.records import Message
@@ -159,7 +159,7 @@ class EmbeddedEngine:
                 except EngineError:
                     wait = min(MAX_RESTART_S, 2 * wait)
 
-    async def update_weights(self, update: WeightUpdate) -> None:
+    async def update_weights(self, update: ParameterUpdate) -> None:
         """Start a child on the new file, then end the old one. Both are in memory for a moment.
 
         Raises:

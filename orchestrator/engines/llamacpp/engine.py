@@ -34,9 +34,9 @@ from orchestrator.engines.port import (
     FinishReason,
     GenerationEnd,
     GenerationRequest,
+    ParameterUpdate,
     SamplingParams,
     TokenSink,
-    WeightUpdate,
 )
 from orchestrator.errors import EngineRejected, EngineUnavailable
 from orchestrator.records import Message
@@ -154,7 +154,7 @@ class LlamaCppEngine:
         """``/detokenize``, without control tokens."""
         return await self._text.detokenize(tokens)
 
-    async def update_weights(self, update: WeightUpdate) -> None:
+    async def update_weights(self, update: ParameterUpdate) -> None:
         """Refused: the server cannot."""
         raise EngineRejected(self.name, CANNOT_LOAD)
 

@@ -25,7 +25,7 @@ from anyio.abc import TaskStatus
 from orchestrator.engines.http.client import EngineHttp
 from orchestrator.engines.http.instance import ProcessStart
 from orchestrator.engines.http.parameters import CANNOT_LOAD
-from orchestrator.engines.port import EngineInfo, GenerationEnd, GenerationRequest, TokenSink, WeightUpdate
+from orchestrator.engines.port import EngineInfo, GenerationEnd, GenerationRequest, ParameterUpdate, TokenSink
 from orchestrator.errors import EngineRejected, EngineUnavailable
 from orchestrator.records import Message
 
@@ -119,7 +119,7 @@ class OpenAIChat:
     def _refuse_tokens(self) -> NoReturn:
         raise EngineRejected(self.name, "it has no token ids, being spoken to in texts alone (dialect: chat)")
 
-    async def update_weights(self, update: WeightUpdate) -> None:
+    async def update_weights(self, update: ParameterUpdate) -> None:
         """Refused: there is no way that all such servers share."""
         raise EngineRejected(self.name, CANNOT_LOAD)
 

@@ -24,7 +24,7 @@ from anyio.abc import TaskStatus
 from orchestrator.engines.http.client import EngineHttp
 from orchestrator.engines.llamacpp.engine import LlamaCppEngine
 from orchestrator.engines.llamacpp.wire import Props
-from orchestrator.engines.port import Engine, EngineInfo, GenerationEnd, GenerationRequest, TokenSink, WeightUpdate
+from orchestrator.engines.port import Engine, EngineInfo, GenerationEnd, GenerationRequest, ParameterUpdate, TokenSink
 from orchestrator.errors import EngineRejected, EngineUnavailable
 from orchestrator.records import Message
 
@@ -165,7 +165,7 @@ class OpenAIEngine:
         """See the port."""
         return await (await self._found()).generate(request, sink)
 
-    async def update_weights(self, update: WeightUpdate) -> None:
+    async def update_weights(self, update: ParameterUpdate) -> None:
         """See the port."""
         await (await self._found()).update_weights(update)
 

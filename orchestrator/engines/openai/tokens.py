@@ -32,15 +32,15 @@ from orchestrator.engines.port import (
     EngineInfo,
     GenerationEnd,
     GenerationRequest,
+    ParameterUpdate,
     SamplingParams,
     TokenSink,
-    WeightUpdate,
 )
 from orchestrator.errors import EngineRejected, EngineUnavailable
 from orchestrator.records import Message
 
 from .text import OpenAIText
-from .vllm_parameters import update_vllm_weights
+from .vllm_parameters import update_vllm_parameters
 from .vllm_pause import Listener, PauseWatch
 from .wire import REASONS, TEXT_ALONE, Choice, Event, found_model, refuse
 
@@ -191,11 +191,11 @@ class OpenAITokens:
         """``/detokenize``, without control tokens."""
         return await self._text.detokenize(tokens)
 
-    async def update_weights(self, update: WeightUpdate) -> None:
+    async def update_weights(self, update: ParameterUpdate) -> None:
         """Of a vLLM server: pause, load, forget, resume; see ``vllm_weights``."""
         if self._dialect != "vllm":
             raise EngineRejected(self.name, CANNOT_LOAD)
-        await update_vllm_weights(self._http, update)
+        await update_vllm_parameters(self._http, update)
 
     async def aclose(self) -> None:
         """Close all connections."""

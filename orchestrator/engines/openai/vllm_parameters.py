@@ -19,13 +19,13 @@ import orjson
 
 from orchestrator.engines.http.client import EngineHttp
 from orchestrator.engines.http.parameters import NO_SUCH_PATH, PAUSE_DEADLINE_S, resumed
-from orchestrator.engines.port import WeightUpdate
+from orchestrator.engines.port import ParameterUpdate
 from orchestrator.errors import EngineError, EngineRejected, EngineUnavailable
 
-__all__ = ["update_vllm_weights"]
+__all__ = ["update_vllm_parameters"]
 
 
-async def update_vllm_weights(http: EngineHttp, update: WeightUpdate) -> None:
+async def update_vllm_parameters(http: EngineHttp, update: ParameterUpdate) -> None:
     """See the port.
 
     Raises:

@@ -22,7 +22,7 @@ from orchestrator.errors import EngineStalled
 from orchestrator.records import Sample
 
 from .member import Member
-from .requests_in_flight import Flights
+from .requests_in_flight import RequestsInFlight
 from .stop_texts import StopWatch
 
 __all__ = ["Answer", "Cut", "ExchangeSettings", "exchange"]
@@ -68,7 +68,7 @@ async def exchange(
     request: GenerationRequest,
     answer: Answer,
     *,
-    flights: Flights,
+    requests: RequestsInFlight,
     settings: ExchangeSettings,
     may_move: bool,
 ) -> GenerationEnd | Cut:
@@ -77,32 +77,32 @@ async def exchange(
     Raises:
         EngineStalled: by the deadlines; or what the engine raises.
     """
-    flight = flights.begin(member, timeout_s=settings.request_timeout_s, stall_s=settings.stall_s, may_move=may_move)
+    sent = requests.begin(member, timeout_s=settings.request_timeout_s, stall_s=settings.stall_s, may_move=may_move)
 
     def sink(tokens: Sequence[int], logprobs: Sequence[float] | None, text: str) -> None:
-        if flight.is_stopped:  # an adapter may hand over several events before it notices
+        if sent.is_stopped:  # an adapter may hand over several events before it notices
             return
         held = member.held.version
         is_over = answer.add(tokens, logprobs, text, settings.policy_version() if held is None else held)
         member.tokens += len(tokens)
-        flights.heard(flight, of_tokens=bool(tokens or text))
-        flight.touch()
+        requests.heard(sent, of_tokens=bool(tokens or text))
+        sent.touch()
         if is_over:
-            flight.stop()
+            sent.stop()
 
     try:
-        with flight.scope:
+        with sent.scope:
             end = await member.engine.generate(request, sink)
-            if not flight.is_stopped:
+            if not sent.is_stopped:
                 return end
     finally:
-        flights.end(flight)
-    if flight.is_stopped:
+        requests.end(sent)
+    if sent.is_stopped:
         return GenerationEnd("stop", text_complete=False)
-    if flight.was_interrupted:
-        return "interrupted" if flight.is_heard else "unanswered"
-    if flight.is_late:
+    if sent.was_interrupted:
+        return "interrupted" if sent.is_heard else "unanswered"
+    if sent.is_late:
         return "late"
-    if anyio.current_time() >= flight.last_moment:
+    if anyio.current_time() >= sent.last_moment:
         raise EngineStalled(member.name, f"no end of a request within {settings.request_timeout_s:g} s")
     raise EngineStalled(member.name, f"no token for {settings.stall_s:g} s")

@@ -28,7 +28,7 @@ from orchestrator.records import Sample, SampleStatus
 
 from .backoff import backoff
 from .exchange import Answer, exchange
-from .generation_context import Asked, Rig
+from .generation_context import Asked, GenerationContext
 from .member import Member
 from .stop_texts import StopWatch, cut_at_stop, tail_tokens
 
@@ -45,15 +45,15 @@ LATE: Final = "its first tokens come long after those of the other engines; requ
 class Generation:
     """Drives one sample; made anew for each time it is worked on."""
 
-    def __init__(self, asked: Asked, rig: Rig) -> None:
+    def __init__(self, asked: Asked, context: GenerationContext) -> None:
         self._asked = asked
-        self._rig = rig
+        self._context = context
         self._sample = asked.sample
         self._sampling = asked.sampling
-        self._settings = rig.settings
+        self._settings = context.settings
         self._failures = 0
         self._attempt = asked.trial * ATTEMPTS_A_TRIAL
-        self._cuts = rig.flights.cuts
+        self._cuts = context.requests.cuts
         self._last: Member | None = None
         self._avoided: Member | None = None
         self._moves = 0
@@ -89,7 +89,7 @@ class Generation:
         if watch is None:
             self._finish("stop")
             return
-        slots, is_continued = self._rig.slots, len(sample.tokens) > 0
+        slots, is_continued = self._context.slots, len(sample.tokens) > 0
         member = await slots.acquire(preferred=self._last, avoided=self._avoided, is_continued=is_continued)
         before = len(sample.tokens)
         try:
@@ -108,7 +108,7 @@ class Generation:
         """A watch that knows the newest text; ``None``: the response ended with it, cut before its engine said so."""
         tokens, sampling = self._sample.tokens, self._sampling
         watch = StopWatch(sampling.stop)
-        if tokens and (tokens[-1] in sampling.stop_token_ids or tokens[-1] in self._rig.end_ids()):
+        if tokens and (tokens[-1] in sampling.stop_token_ids or tokens[-1] in self._context.end_ids()):
             return None
         if not tokens or not sampling.stop:
             return watch
@@ -117,7 +117,7 @@ class Generation:
 
     def _forget_if_cut(self) -> bool:
         """Begin anew if an interruption fell between two requests and partial rollouts are not kept."""
-        was_cut, self._cuts = self._cuts != self._rig.flights.cuts, self._rig.flights.cuts
+        was_cut, self._cuts = self._cuts != self._context.requests.cuts, self._context.requests.cuts
         if not (was_cut and self._sample.tokens) or self._settings.keep_partials:
             return False
         self._sample.clear()
@@ -142,7 +142,7 @@ class Generation:
                 member,
                 self._request(member),
                 Answer(sample, watch, self._text),
-                flights=self._rig.flights,
+                requests=self._context.requests,
                 settings=self._settings.exchange,
                 may_move=self._moves < MAX_MOVES,
             )
@@ -196,7 +196,7 @@ class Generation:
 
     def _interrupted(self, member: Member, *, was_heard: bool) -> None:
         """A request was cut. One of which nothing came says nothing good of its engine, and after a while that."""
-        self._cuts = self._rig.flights.cuts
+        self._cuts = self._context.requests.cuts
         member.interrupted += 1
         if was_heard:
             member.health.request_succeeded()
@@ -214,7 +214,7 @@ class Generation:
         self._moves += 1
         self._last, self._avoided = None, member
         if member.went_wrong(member.health.request_late(LATE)):
-            self._rig.log.warning(f"engine {member.name} rests, then is tried again: {LATE}")
+            self._context.log.warning(f"engine {member.name} rests, then is tried again: {LATE}")
         if self._sample.tokens:
             self._count_piece()
 
@@ -222,7 +222,7 @@ class Generation:
         member.failed += 1
         member.stalled += isinstance(error, EngineStalled)
         if member.went_wrong(member.health.request_failed(error.message)):
-            self._rig.log.warning(
+            self._context.log.warning(
                 f"engine {member.name} is down after failures in a row: {error.message}",
                 engine=member.name,
                 action="engine_down",
@@ -242,7 +242,7 @@ class Generation:
             ) from error
         if self._sample.tokens:
             self._count_piece()
-        await anyio.sleep(backoff(self._rig.jitter, self._failures))
+        await anyio.sleep(backoff(self._context.jitter, self._failures))
 
     def _ended(self, member: Member, end: GenerationEnd, before: int) -> None:
         sample = self._sample
@@ -277,6 +277,6 @@ class Generation:
 
     async def _text_of(self, tokens: Sequence[int]) -> str:
         try:
-            return await self._rig.detokenize(tokens)
+            return await self._context.detokenize(tokens)
         except EngineError as error:
             raise GenerationFailed(f"sample {self._sample.index} could not be detokenised: {error.message}") from error

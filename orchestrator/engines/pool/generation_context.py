@@ -12,10 +12,10 @@ from orchestrator.engines.port import SamplingParams
 from orchestrator.records import Message, Sample
 
 from .exchange import ExchangeSettings
-from .requests_in_flight import Flights
+from .requests_in_flight import RequestsInFlight
 from .slots import Slots
 
-__all__ = ["Asked", "GenerationSettings", "Rig"]
+__all__ = ["Asked", "GenerationContext", "GenerationSettings"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +41,7 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rig:
+class GenerationContext:
     """What a generation works with, all of it the pool's.
 
     ``end_ids`` are the tokens that end a sequence, as far as known; ``detokenize`` is for text that no stream gave
@@ -50,7 +50,7 @@ class Rig:
 
     settings: GenerationSettings
     slots: Slots
-    flights: Flights
+    requests: RequestsInFlight
     detokenize: Callable[[Sequence[int]], Awaitable[str]]
     end_ids: Callable[[], tuple[int, ...]]
     jitter: random.Random

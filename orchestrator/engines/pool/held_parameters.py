@@ -18,11 +18,11 @@ from dataclasses import dataclass
 
 from orchestrator.engines.port import EngineInfo
 
-__all__ = ["HeldWeights"]
+__all__ = ["HeldParameters"]
 
 
 @dataclass(slots=True)
-class HeldWeights:
+class HeldParameters:
     """What one engine holds: ``version`` is ``None`` where that is unknown; ``sayings`` counts who said so.
 
     ``identity`` is of the time when the version became known; ``None``: the engine cannot tell, or the next probe will.

@@ -9,7 +9,7 @@ import anyio
 from orchestrator.engines.port import Engine, EngineInfo
 
 from .health import Health
-from .held_parameters import HeldWeights
+from .held_parameters import HeldParameters
 from .lateness import FirstToken
 
 __all__ = ["EngineStatistics", "Member"]
@@ -51,12 +51,12 @@ class Member:
     ``required`` is the policy version that it has to hold to be given work; ``None``: none was ever set.
     ``is_draining`` and ``is_updating`` keep new requests away; ``updates`` counts those who want to change its
     parameters, one of whom has its ``turn``. ``scope`` ends its life; ``woken`` wakes whoever watches it, and
-    ``is_probe_due`` says that it is to be probed now. ``silent_s``: see ``flights``.
+    ``is_probe_due`` says that it is to be probed now. ``silent_s``: see ``requests``.
     """
 
     engine: Engine
     health: Health = field(default_factory=Health)
-    held: HeldWeights = field(default_factory=HeldWeights)
+    held: HeldParameters = field(default_factory=HeldParameters)
     first_token: FirstToken = field(default_factory=FirstToken)
     info: EngineInfo | None = None
     required: int | None = None

@@ -7,8 +7,8 @@ Invariants:
 * The report is honest: an engine that refused keeps what it held; one that failed half way holds nobody knows what, and
   gets no work until that is known.
 * An engine that comes (back) without the version in force is given it, where its path is known.
-* One :meth:`WeightUpdates.update` at a time, the caller sees to that; and one load at a time at each engine: an update
-  waits for an engine that is just given the version before, within its own deadline, and the engine gets no work
+* One :meth:`ParameterUpdates.update` at a time, the caller sees to that; and one load at a time at each engine: an
+  update waits for an engine that is just given the version before, within its own deadline, and the engine gets no work
   between the two.
 """
 
@@ -21,14 +21,14 @@ from typing import Literal
 import anyio
 from structlog.typing import FilteringBoundLogger
 
-from orchestrator.engines.port import WeightUpdate
+from orchestrator.engines.port import ParameterUpdate
 from orchestrator.errors import EngineError, EngineRejected
 
 from .member import Member
-from .requests_in_flight import Flights
+from .requests_in_flight import RequestsInFlight
 from .slots import Slots
 
-__all__ = ["EngineUpdate", "UpdateMode", "WeightUpdates"]
+__all__ = ["EngineUpdate", "ParameterUpdates", "UpdateMode"]
 
 UpdateMode = Literal["abort", "finish", "keep"]
 """What becomes of requests in flight: cut into partial rollouts, waited for, or kept while their engine changes."""
@@ -48,13 +48,13 @@ class EngineUpdate:
     error: str | None
 
 
-class WeightUpdates:
+class ParameterUpdates:
     """See the module's invariants.
 
     Args:
         members: the engines; the list of the pool.
         slots: told when an engine may work again.
-        flights: what is under way.
+        requests: what is under way.
         policy_version: the version in force.
         held: called with a member whose parameters may be known otherwise than before.
         log: for engines that catch up.
@@ -65,24 +65,24 @@ class WeightUpdates:
         members: Sequence[Member],
         *,
         slots: Slots,
-        flights: Flights,
+        requests: RequestsInFlight,
         policy_version: Callable[[], int],
         held: Callable[[Member], None],
         log: FilteringBoundLogger,
     ) -> None:
         self._members = members
         self._slots = slots
-        self._flights = flights
+        self._requests = requests
         self._policy_version = policy_version
         self._held = held
         self._log = log
-        self._in_force: WeightUpdate | None = None
+        self._in_force: ParameterUpdate | None = None
         self.required: int | None = None
         self._refused: set[Member] = set()
 
     def in_force(self, version: int | None, path: str | None) -> None:
         """This version is required from now on; with a path, engines that lack it are given it."""
-        self._in_force = None if version is None or path is None else WeightUpdate(path, version)
+        self._in_force = None if version is None or path is None else ParameterUpdate(path, version)
         self.required = version
         for member in self._members:
             member.required = version
@@ -106,7 +106,13 @@ class WeightUpdates:
         self._slots.dispatch()
 
     async def update(
-        self, update: WeightUpdate, mode: UpdateMode, *, rolling: bool, timeout_s: float, on_first: Callable[[], None]
+        self,
+        update: ParameterUpdate,
+        mode: UpdateMode,
+        *,
+        rolling: bool,
+        timeout_s: float,
+        on_first: Callable[[], None],
     ) -> list[EngineUpdate]:
         """Update every engine.
 
@@ -160,14 +166,14 @@ class WeightUpdates:
     # -- one engine ----------------------------------------------------------------------------------------------------
 
     async def _one(
-        self, member: Member, update: WeightUpdate, mode: UpdateMode, timeout_s: float, updated: Callable[[], None]
+        self, member: Member, update: ParameterUpdate, mode: UpdateMode, timeout_s: float, updated: Callable[[], None]
     ) -> EngineUpdate:
         began = anyio.current_time()
         if not member.health.is_reachable:
             why = f"it is down ({member.health.last_error or 'it has not answered yet'})"
             return EngineUpdate(member.name, updated=False, aborted=0, seconds=0.0, error=why)
         member.updates += 1
-        aborted = self._flights.interrupt(member) if mode == "abort" else 0
+        aborted = self._requests.interrupt(member) if mode == "abort" else 0
         error = None
         try:
             with anyio.move_on_after(timeout_s) as deadline:
@@ -182,7 +188,7 @@ class WeightUpdates:
                 updated()
         finally:
             member.updates -= 1
-            self._flights.restart_clocks(member)
+            self._requests.restart_clocks(member)
             self._held(member)
             member.probe_soon()
             self._slots.dispatch()
@@ -190,15 +196,15 @@ class WeightUpdates:
 
     async def _make_quiet(self, member: Member, mode: UpdateMode) -> None:
         if mode == "keep":
-            self._flights.hold_clocks(member)
+            self._requests.hold_clocks(member)
         else:
-            await self._flights.quiet(member)
+            await self._requests.quiet(member)
 
-    async def _load(self, member: Member, update: WeightUpdate, *, keeps_requests: bool) -> str | None:
+    async def _load(self, member: Member, update: ParameterUpdate, *, keeps_requests: bool) -> str | None:
         """Why the engine did not load them; ``None``: it did."""
         is_known = False
         try:
-            await member.engine.update_weights(WeightUpdate(update.path, update.version, keeps_requests))
+            await member.engine.update_weights(ParameterUpdate(update.path, update.version, keeps_requests))
             is_known = True
         except EngineRejected as error:
             is_known = True

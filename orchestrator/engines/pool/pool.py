@@ -6,7 +6,7 @@ Invariants:
 * Turning text into tokens and back does not fail by an engine's fault: it goes to the next engine, or waits for one,
   which ``status`` names. An engine that fails at it goes down and comes up only when it can do it again.
 * :meth:`EnginePool.interrupt` ends requests, never samples (``generation``).
-* Engines come and go (``roster``), and their parameters change (``weight_update``), while the pool works.
+* Engines come and go (``roster``), and their parameters change (``parameter_update``), while the pool works.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from anyio.abc import TaskStatus
 from structlog.typing import FilteringBoundLogger
 
 from orchestrator.concurrency.broadcast import Broadcast
-from orchestrator.engines.port import Engine, SamplingParams, WeightUpdate
+from orchestrator.engines.port import Engine, ParameterUpdate, SamplingParams
 from orchestrator.errors import BadRequest
 from orchestrator.records import Message, Sample
 
 from .any_engine import AnyEngine
 from .exchange import ExchangeSettings
 from .generation import Generation
-from .generation_context import Asked, GenerationSettings, Rig
-from .held_parameters import HeldWeights
+from .generation_context import Asked, GenerationContext, GenerationSettings
+from .held_parameters import HeldParameters
 from .member import EngineStatistics, Member
-from .parameter_update import EngineUpdate, UpdateMode, WeightUpdates
-from .requests_in_flight import Flights
+from .parameter_update import EngineUpdate, ParameterUpdates, UpdateMode
+from .requests_in_flight import RequestsInFlight
 from .roster import Roster, RosterHooks
 from .slots import Slots
 
-__all__ = ["EnginePool", "EngineStatistics", "KnownWeights"]
+__all__ = ["EnginePool", "EngineStatistics", "KnownParameters"]
 
 FIRST_PROBES_S: Final = 30.0
 """Until what is said of all engines is said without those that are still starting; a probe has 5 s, an engine of ours
@@ -44,11 +44,11 @@ starts in less than one."""
 
 
 @dataclass(frozen=True, slots=True)
-class KnownWeights:
+class KnownParameters:
     """What was known of the engines' parameters before a restart.
 
     ``version`` is the policy version in force, ``None`` if none was ever set, and ``path`` where its parameters are, if
-    known; ``held`` are version and identity by engine (:class:`~.held_parameters.HeldWeights`).
+    known; ``held`` are version and identity by engine (:class:`~.held_parameters.HeldParameters`).
     """
 
     version: int | None = None
@@ -69,7 +69,7 @@ class EnginePool:
         policy_version: the version in force.
         seed: of the samples' seeds and of the jitter.
         log: for engines that come and go.
-        known: see :class:`KnownWeights`.
+        known: see :class:`KnownParameters`.
         draining: names of engines that get no new requests.
         on_held: called with an engine's name, version and identity when they are known otherwise than before.
         probe_tokens: what the run's own tokenizer makes of ``PROBE_TEXT``: engines have to agree, and need not be able
@@ -88,12 +88,12 @@ class EnginePool:
         policy_version: Callable[[], int],
         seed: int,
         log: FilteringBoundLogger,
-        known: KnownWeights | None = None,
+        known: KnownParameters | None = None,
         draining: Collection[str] = (),
         on_held: Callable[[str, int | None, str | None], None] = lambda *_: None,
         probe_tokens: Sequence[int] | None = None,
     ) -> None:
-        known = known or KnownWeights()
+        known = known or KnownParameters()
         self._held_before = dict(known.held)
         self._members = [self._member(engine) for engine in engines]
         for member in self._members:
@@ -101,7 +101,7 @@ class EnginePool:
         self._slots = Slots(self._members)
         jitter = random.Random(seed)  # noqa: S311 - no secrets here
         changed = Broadcast()
-        self._flights = Flights(changed)
+        self._requests = RequestsInFlight(changed)
         self._text = AnyEngine(self._members, slots=self._slots, changed=changed, jitter=jitter, log=log)
 
         reported = dict(self._held_before)
@@ -112,10 +112,10 @@ class EnginePool:
                 reported[member.name] = now
                 on_held(member.name, *now)
 
-        self._updates = WeightUpdates(
+        self._updates = ParameterUpdates(
             self._members,
             slots=self._slots,
-            flights=self._flights,
+            requests=self._requests,
             policy_version=policy_version,
             held=held,
             log=log,
@@ -125,7 +125,7 @@ class EnginePool:
         self._roster = Roster(
             self._members,
             slots=self._slots,
-            flights=self._flights,
+            requests=self._requests,
             changed=changed,
             hooks=hooks,
             probe_tokens=probe_tokens,
@@ -134,7 +134,7 @@ class EnginePool:
         exchanges = ExchangeSettings(
             request_timeout_s=request_timeout_s, stall_s=stall_s, policy_version=policy_version
         )
-        self._rig = Rig(
+        self._context = GenerationContext(
             settings=GenerationSettings(
                 exchange=exchanges,
                 max_retries=max_retries,
@@ -143,7 +143,7 @@ class EnginePool:
                 seed=seed,
             ),
             slots=self._slots,
-            flights=self._flights,
+            requests=self._requests,
             detokenize=self.detokenize,
             end_ids=self._end_ids,
             jitter=jitter,
@@ -151,7 +151,7 @@ class EnginePool:
         )
 
     def _member(self, engine: Engine) -> Member:
-        return Member(engine, held=HeldWeights(*self._held_before.get(engine.name, (None, None))))
+        return Member(engine, held=HeldParameters(*self._held_before.get(engine.name, (None, None))))
 
     def _end_ids(self) -> tuple[int, ...]:
         return next((member.info.end_ids for member in self._members if member.info is not None), ())
@@ -198,7 +198,7 @@ class EnginePool:
                 ``EngineRejected``).
         """
         asked = Asked(sample=sample, prompt_tokens=prompt_tokens, messages=messages, sampling=sampling, trial=trial)
-        await Generation(asked, self._rig).run(before_piece, after_piece)
+        await Generation(asked, self._context).run(before_piece, after_piece)
 
     # -- text and tokens -----------------------------------------------------------------------------------------------
 
@@ -222,7 +222,7 @@ class EnginePool:
 
     def interrupt(self) -> int:
         """End every request under way; the samples go on by themselves. Returns how many there were."""
-        return self._flights.interrupt()
+        return self._requests.interrupt()
 
     def pause(self) -> None:
         """Send no requests until :meth:`resume`."""
@@ -235,7 +235,7 @@ class EnginePool:
 
     async def quiet(self) -> None:
         """Return when no request is under way; the caller sets a deadline."""
-        await self._flights.quiet()
+        await self._requests.quiet()
 
     def hold(self, version: int, path: str | None = None) -> None:
         """All engines that can be reached hold this policy version now: the trainer says so.
@@ -249,9 +249,15 @@ class EnginePool:
         self._updates.forget(version)
 
     async def update_weights(
-        self, update: WeightUpdate, mode: UpdateMode, *, rolling: bool, timeout_s: float, on_first: Callable[[], None]
+        self,
+        update: ParameterUpdate,
+        mode: UpdateMode,
+        *,
+        rolling: bool,
+        timeout_s: float,
+        on_first: Callable[[], None],
     ) -> list[EngineUpdate]:
-        """New parameters for every engine; see :meth:`~.parameter_update.WeightUpdates.update`."""
+        """New parameters for every engine; see :meth:`~.parameter_update.ParameterUpdates.update`."""
         return await self._updates.update(update, mode, rolling=rolling, timeout_s=timeout_s, on_first=on_first)
 
     # -- who belongs to it ---------------------------------------------------------------------------------------------
@@ -297,7 +303,7 @@ class EnginePool:
     @property
     def in_flight(self) -> int:
         """Requests under way."""
-        return len(self._flights)
+        return len(self._requests)
 
     @property
     def waiting(self) -> int:

@@ -2,11 +2,11 @@
 
 Invariants:
 
-* A flight ends for one of these reasons: by itself, by its scope's deadline, or cut by us (``was_interrupted``,
+* A request ends for one of these reasons: by itself, by its scope's deadline, or cut by us (``was_interrupted``,
   ``is_stopped``, ``is_late``).
 * ``cuts`` counts interruptions of everything, so that a sample that was between two requests can tell that it missed
   one.
-* A flight that may move and has not been heard of is in ``_silent``, the oldest first.
+* A request that may move and has not been heard of is in ``_silent``, the oldest first.
 * An engine's silence is the time for which requests were at it and nothing came of any of them, summed over requests
   that were cut: an engine that says nothing is found although each of its requests is cut before it counts as stalled.
 """
@@ -26,14 +26,14 @@ from orchestrator.concurrency.broadcast import Broadcast
 from .lateness import late_after
 from .member import Member
 
-__all__ = ["Flight", "Flights"]
+__all__ = ["RequestInFlight", "RequestsInFlight"]
 
 STALL_SLACK: Final = 1 / 16
 """A stall is found so much later at most, as a share of what counts as one: a timer need not be set at each event."""
 
 
 @dataclass(slots=True, eq=False)
-class Flight:
+class RequestInFlight:
     """One request at one engine; its scope ends it.
 
     ``last_moment`` and ``stall_s`` are its deadlines, in seconds of the loop's clock; while it ``is_held`` it has none.
@@ -71,7 +71,7 @@ class Flight:
         self.scope.cancel()
 
 
-class Flights:
+class RequestsInFlight:
     """The requests under way.
 
     Args:
@@ -79,40 +79,40 @@ class Flights:
     """
 
     def __init__(self, changed: Broadcast) -> None:
-        self._flights: set[Flight] = set()
-        self._silent: dict[Flight, None] = {}
+        self._requests: set[RequestInFlight] = set()
+        self._silent: dict[RequestInFlight, None] = {}
         self._changed = changed
         self.cuts = 0
 
     def __len__(self) -> int:
-        return len(self._flights)
+        return len(self._requests)
 
-    def begin(self, member: Member, *, timeout_s: float, stall_s: float, may_move: bool) -> Flight:
+    def begin(self, member: Member, *, timeout_s: float, stall_s: float, may_move: bool) -> RequestInFlight:
         """A request begins; ``may_move``: it may go elsewhere if its first token is late."""
         clock = asyncio.get_running_loop().time
         now = clock()
-        flight = Flight(member, now, now + timeout_s, stall_s, clock=clock)
-        flight.touch()
-        self._flights.add(flight)
+        request = RequestInFlight(member, now, now + timeout_s, stall_s, clock=clock)
+        request.touch()
+        self._requests.add(request)
         if may_move:
-            self._silent[flight] = None
-        return flight
+            self._silent[request] = None
+        return request
 
-    def heard(self, flight: Flight, *, of_tokens: bool) -> None:
-        """Something came for a flight; if tokens came first, their time is measured."""
-        flight.member.silent_s = 0.0
-        if flight.is_heard:
+    def heard(self, request: RequestInFlight, *, of_tokens: bool) -> None:
+        """Something came for a request; if tokens came first, their time is measured."""
+        request.member.silent_s = 0.0
+        if request.is_heard:
             return
-        flight.is_heard = True
-        self._silent.pop(flight, None)
+        request.is_heard = True
+        self._silent.pop(request, None)
         if of_tokens:
-            flight.member.first_token.add(flight.clock() - flight.began)
-            flight.member.health.first_token_in_time()
+            request.member.first_token.add(request.clock() - request.began)
+            request.member.health.first_token_in_time()
 
-    def end(self, flight: Flight) -> None:
+    def end(self, request: RequestInFlight) -> None:
         """A request has ended."""
-        self._flights.discard(flight)
-        self._silent.pop(flight, None)
+        self._requests.discard(request)
+        self._silent.pop(request, None)
         self._changed.notify()
 
     # -- cutting -------------------------------------------------------------------------------------------------------
@@ -121,20 +121,20 @@ class Flights:
         """End all of them, or those of one engine; returns how many."""
         if member is None:
             self.cuts += 1
-        cut = [flight for flight in self._flights if member in (None, flight.member)]
+        cut = [request for request in self._requests if member in (None, request.member)]
         self._add_up_silence(cut)
-        for flight in cut:
-            flight.was_interrupted = True
-            flight.scope.cancel()
+        for request in cut:
+            request.was_interrupted = True
+            request.scope.cancel()
         return len(cut)
 
-    def _add_up_silence(self, cut: Sequence[Flight]) -> None:
+    def _add_up_silence(self, cut: Sequence[RequestInFlight]) -> None:
         """For how long each engine said nothing at all on what is cut now; being held is a good reason to."""
         now = anyio.current_time()
         silent: dict[Member, float] = {}
-        for flight in cut:
-            silence = 0.0 if flight.is_held else now - flight.touched
-            silent[flight.member] = min(silent.get(flight.member, math.inf), silence)
+        for request in cut:
+            silence = 0.0 if request.is_held else now - request.touched
+            silent[request.member] = min(silent.get(request.member, math.inf), silence)
         for member, seconds in silent.items():
             member.silent_s += seconds
 
@@ -147,34 +147,34 @@ class Flights:
         now, moved = anyio.current_time(), 0
         limits: dict[Member, float | None] = {}
         room = 0
-        for flight in list(self._silent):
-            if flight.member not in limits:
-                rivals = others(flight.member)
-                limits[flight.member] = late_after(rival.first_token for rival in rivals)
+        for request in list(self._silent):
+            if request.member not in limits:
+                rivals = others(request.member)
+                limits[request.member] = late_after(rival.first_token for rival in rivals)
                 room = max(room, sum(rival.room for rival in rivals))
-            limit = limits[flight.member]
-            if moved < room and limit is not None and now - flight.began >= limit:
-                flight.is_late = True
-                flight.scope.cancel()
-                del self._silent[flight]
+            limit = limits[request.member]
+            if moved < room and limit is not None and now - request.began >= limit:
+                request.is_late = True
+                request.scope.cancel()
+                del self._silent[request]
                 moved += 1
         return moved
 
     def hold_clocks(self, member: Member) -> None:
-        """Let the flights of an engine be silent: there is a good reason."""
-        for flight in self._flights:
-            if flight.member is member:
-                flight.is_held = True
-                flight.touch()
+        """Let the requests of an engine be silent: there is a good reason."""
+        for request in self._requests:
+            if request.member is member:
+                request.is_held = True
+                request.touch()
 
     def restart_clocks(self, member: Member) -> None:
-        """Hold the flights of an engine to their deadlines again, which :meth:`hold_clocks` took off."""
-        for flight in self._flights:
-            if flight.member is member and flight.is_held:
-                flight.is_held = False
-                flight.touch()
+        """Hold the requests of an engine to their deadlines again, which :meth:`hold_clocks` took off."""
+        for request in self._requests:
+            if request.member is member and request.is_held:
+                request.is_held = False
+                request.touch()
 
     async def quiet(self, member: Member | None = None) -> None:
         """Return when there are none, or none at one engine; the caller sets a deadline."""
-        while any(member in (None, flight.member) for flight in self._flights):
+        while any(member in (None, request.member) for request in self._requests):
             await self._changed.next().wait()

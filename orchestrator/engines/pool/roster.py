@@ -24,7 +24,7 @@ from orchestrator.engines.port import EngineInfo
 from orchestrator.errors import BadRequest, EngineError, EngineRejected, EngineStalled, EngineUnavailable
 
 from .member import Member
-from .requests_in_flight import Flights
+from .requests_in_flight import RequestsInFlight
 from .slots import Slots
 
 __all__ = ["PROBE_TEXT", "Roster", "RosterHooks"]
@@ -60,7 +60,7 @@ class Roster:
     Args:
         members: the engines; this list is the one that changes.
         slots: told of every change.
-        flights: for what comes late.
+        requests: for what comes late.
         changed: notified when an engine came up.
         hooks: see :class:`RosterHooks`.
         probe_tokens: see :class:`~orchestrator.engines.EnginePool`.
@@ -72,7 +72,7 @@ class Roster:
         members: list[Member],
         *,
         slots: Slots,
-        flights: Flights,
+        requests: RequestsInFlight,
         changed: Broadcast,
         hooks: RosterHooks,
         probe_tokens: Sequence[int] | None,
@@ -80,7 +80,7 @@ class Roster:
     ) -> None:
         self._members = members
         self._slots = slots
-        self._flights = flights
+        self._requests = requests
         self._changed = changed
         self._hooks = hooks
         self._log = log
@@ -127,7 +127,7 @@ class Roster:
         """An engine leaves; its requests go on elsewhere."""
         self._members.remove(member)
         member.is_draining = True
-        self._flights.interrupt(member)
+        self._requests.interrupt(member)
         member.scope.cancel()
         self._slots.dispatch()
 
@@ -243,7 +243,7 @@ class Roster:
         while True:
             await anyio.sleep(LATE_CHECK_INTERVAL_S)
             if len(self._members) > 1 and self._slots.is_open:
-                self._flights.move_late(self._others_with_room)
+                self._requests.move_late(self._others_with_room)
 
     def _others_with_room(self, member: Member) -> Sequence[Member]:
         return [other for other in self._members if other is not member and other.is_at_work and other.room]

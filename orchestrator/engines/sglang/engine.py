@@ -35,15 +35,15 @@ from orchestrator.engines.port import (
     EngineInfo,
     GenerationEnd,
     GenerationRequest,
+    ParameterUpdate,
     SamplingParams,
     TokenSink,
-    WeightUpdate,
 )
 from orchestrator.errors import EngineError, EngineRejected, EngineUnavailable
 from orchestrator.records import Message
 
 from .abort import ABORT_DEADLINE_S, Abort
-from .parameters import update_sglang_weights
+from .parameters import update_sglang_parameters
 from .stream import Event, Reader
 
 __all__ = ["SGLangEngine"]
@@ -185,9 +185,9 @@ class SGLangEngine:
                 raise
             raise EngineRejected(self.name, f"{advice} ({error.message})", data=error.data) from error
 
-    async def update_weights(self, update: WeightUpdate) -> None:
+    async def update_weights(self, update: ParameterUpdate) -> None:
         """Pause, load, flush, continue; see ``sglang_weights``."""
-        await update_sglang_weights(self._http, update)
+        await update_sglang_parameters(self._http, update)
 
     async def aclose(self) -> None:
         """Close all connections."""

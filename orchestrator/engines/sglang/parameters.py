@@ -19,10 +19,10 @@ import msgspec
 
 from orchestrator.engines.http.client import EngineHttp
 from orchestrator.engines.http.parameters import NO_SUCH_PATH, PAUSE_DEADLINE_S, resumed
-from orchestrator.engines.port import WeightUpdate
+from orchestrator.engines.port import ParameterUpdate
 from orchestrator.errors import EngineError, EngineRejected, EngineUnavailable
 
-__all__ = ["update_sglang_weights"]
+__all__ = ["update_sglang_parameters"]
 
 
 class _Outcome(msgspec.Struct):
@@ -30,7 +30,7 @@ class _Outcome(msgspec.Struct):
     message: str = "no message"
 
 
-async def update_sglang_weights(http: EngineHttp, update: WeightUpdate) -> None:
+async def update_sglang_parameters(http: EngineHttp, update: ParameterUpdate) -> None:
     """See the port.
 
     Raises:
@@ -53,7 +53,7 @@ async def _pause(http: EngineHttp, *, keeps_requests: bool) -> None:
             raise
 
 
-async def _load(http: EngineHttp, update: WeightUpdate) -> None:
+async def _load(http: EngineHttp, update: ParameterUpdate) -> None:
     path = "/update_weights_from_disk"
     body = {
         "model_path": update.path,

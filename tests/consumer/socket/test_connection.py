@@ -12,8 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from orchestrator.consumer.socket import connection as consumer_connection
-from orchestrator.consumer.socket import send_queue as outbox
-from orchestrator.consumer.socket import server
+from orchestrator.consumer.socket import send_queue, server
 from orchestrator.consumer.socket.connection import MAX_PENDING_REQUESTS, READER_LIMIT_BYTES, Answer, Connection
 from orchestrator.consumer.socket.requests import Request
 from orchestrator.errors import OrchestratorError
@@ -186,7 +185,7 @@ def descriptors() -> int:
 async def test_a_client_that_does_not_read_is_cut_off_and_stalls_nobody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outbox, "SEND_STALL_S", 0.3)
+    monkeypatch.setattr(send_queue, "SEND_STALL_S", 0.3)
     service = Methods(large=large)
     with capture_logs() as lines:
         async with serving(tmp_path, service) as path, dial(path) as other, dial(path) as deaf:
@@ -204,7 +203,7 @@ async def test_a_client_that_does_not_read_is_cut_off_and_stalls_nobody(
 
 async def test_a_client_that_reads_slowly_makes_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its batch takes several times as long as a stall may."""
-    monkeypatch.setattr(outbox, "SEND_STALL_S", 0.3)
+    monkeypatch.setattr(send_queue, "SEND_STALL_S", 0.3)
     async with serving(tmp_path, Methods(large=large)) as path, dial(path) as client:
         slow, began = Line(client.stream, pause_s=0.02), anyio.current_time()
         assert await slow.ask("large") == {}
@@ -215,7 +214,7 @@ async def test_a_client_that_reads_slowly_makes_progress(tmp_path: Path, monkeyp
 async def test_a_client_at_work_may_leave_its_next_batch_unread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outbox, "SEND_STALL_S", 0.1)
+    monkeypatch.setattr(send_queue, "SEND_STALL_S", 0.1)
     service = Methods(large=large)
     async with serving(tmp_path, service) as path, dial(path) as line:
         assert await line.ask("echo") == {}

@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 import pytest
 
-from orchestrator.engines import GenerationRequest, SamplingParams, WeightUpdate
+from orchestrator.engines import GenerationRequest, ParameterUpdate, SamplingParams
 from orchestrator.engines.openai import vllm_pause
 from orchestrator.engines.openai.chat import OpenAIChat
 from orchestrator.engines.openai.engine import OpenAIEngine
@@ -105,7 +105,7 @@ async def test_what_needs_token_ids_is_refused() -> None:
         with pytest.raises(EngineRejected, match="stop_token_ids"):
             await ask(engine, chat_request(stop_token_ids=(5,)))
         with pytest.raises(EngineRejected, match="set_policy_version"):
-            await engine.update_weights(WeightUpdate("x", 1))
+            await engine.update_weights(ParameterUpdate("x", 1))
 
 
 async def test_only_what_differs_from_the_defaults_of_servers_is_sent() -> None:

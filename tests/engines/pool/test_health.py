@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.engines.pool.health import DOWN_CHECK_INTERVAL_S, MAX_IN_A_ROW, MAX_REST_S, Health
-from orchestrator.engines.pool.held_parameters import HeldWeights
+from orchestrator.engines.pool.held_parameters import HeldParameters
 from orchestrator.engines.pool.lateness import FIRST_SIGHT, LATE_FACTOR, LATE_FLOOR_S, FirstToken, late_after
 from orchestrator.engines.port import EngineInfo
 
@@ -177,8 +177,8 @@ def info(instance: str | None = "a", version: int | None = None) -> EngineInfo:
     return EngineInfo(model="m", instance=instance, policy_version=version)
 
 
-def settled(version: int = 3, said: EngineInfo | None = None) -> HeldWeights:
-    held = HeldWeights()
+def settled(version: int = 3, said: EngineInfo | None = None) -> HeldParameters:
+    held = HeldParameters()
     held.told(version)
     held.probed(said or info(), required=version, was_away=False)
     assert held.is_current(version)
@@ -186,7 +186,7 @@ def settled(version: int = 3, said: EngineInfo | None = None) -> HeldWeights:
 
 
 def test_without_a_version_every_engine_may_work() -> None:
-    held = HeldWeights()
+    held = HeldParameters()
     held.probed(info(), required=None, was_away=True)
     assert held.is_current(None)
     assert not held.is_current(0)
@@ -220,7 +220,7 @@ def test_an_engine_without_an_identity_is_trusted_until_it_was_away() -> None:
 
 
 def test_its_own_report_is_enough() -> None:
-    held = HeldWeights()
+    held = HeldParameters()
     held.probed(info("a", 2), required=3, was_away=True)
     assert not held.is_current(3)
     held.probed(info("b", 3), required=3, was_away=True)
@@ -236,7 +236,7 @@ def test_a_trainer_that_counts_otherwise_than_its_server_is_believed() -> None:
 
 
 def test_a_newer_version_than_required_is_good_enough_and_not_taken_back() -> None:
-    held = HeldWeights()
+    held = HeldParameters()
     held.told(4)
     held.probed(info("a", 3), required=3, was_away=False)
     assert held.version == 4

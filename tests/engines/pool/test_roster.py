@@ -20,11 +20,11 @@ from orchestrator.engines import (
     EnginePool,
     GenerationEnd,
     GenerationRequest,
-    KnownWeights,
+    KnownParameters,
+    ParameterUpdate,
     SamplingParams,
     ScriptedEngine,
     TokenSink,
-    WeightUpdate,
 )
 from orchestrator.engines.pool.generation import MAX_MOVES
 from orchestrator.engines.pool.health import MAX_IN_A_ROW
@@ -55,7 +55,7 @@ class Stamped(ScriptedEngine):
         self.probe_s = 0.0
         self.update_s = 1.0
         self.update_error: type[EngineError] | None = None
-        self.updates: list[WeightUpdate] = []
+        self.updates: list[ParameterUpdate] = []
         self.is_loading = False
         self.is_away = False
         self.fails = False
@@ -90,7 +90,7 @@ class Stamped(ScriptedEngine):
         await super()._wait(seconds)
         await self.is_free.wait()
 
-    async def update_weights(self, update: WeightUpdate) -> None:
+    async def update_weights(self, update: ParameterUpdate) -> None:
         self.updates.append(update)
         assert update.keeps_requests or self.now == 0, "the pool has made it quiet"
         assert not self.is_loading, "one after the other"
@@ -340,7 +340,7 @@ async def test_after_a_restart_of_the_daemon_only_engines_that_are_the_same_go_o
         await load.until(20)
     assert held == {"one": (5, "1 -")}
     engine.process = process
-    async with running_pool(engine, known=KnownWeights(version=5, held=held)) as pool:
+    async with running_pool(engine, known=KnownParameters(version=5, held=held)) as pool:
         assert states(pool) == {"one": "up" if process == "1" else "outdated"}
 
 
@@ -364,7 +364,7 @@ async def update(
         versions.current = version
 
     reports = await load.pool.update_weights(
-        WeightUpdate(f"/weights/{version}", version), mode, rolling=rolling, timeout_s=timeout_s, on_first=on_first
+        ParameterUpdate(f"/weights/{version}", version), mode, rolling=rolling, timeout_s=timeout_s, on_first=on_first
     )
     assert all(report.updated == (report.error is None) for report in reports)
     return {report.engine: report.error for report in reports}

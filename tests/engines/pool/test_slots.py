@@ -15,7 +15,7 @@ from orchestrator.concurrency.broadcast import Broadcast
 from orchestrator.engines.pool.backoff import MAX_BACKOFF_S, backoff
 from orchestrator.engines.pool.lateness import LATE_FLOOR_S
 from orchestrator.engines.pool.member import Member
-from orchestrator.engines.pool.requests_in_flight import Flights
+from orchestrator.engines.pool.requests_in_flight import RequestsInFlight
 from orchestrator.engines.pool.slots import A_TURN, Slots
 from orchestrator.engines.pool.stop_texts import StopWatch, cut_at_stop
 from orchestrator.engines.scripted import ScriptedEngine
@@ -198,12 +198,12 @@ async def test_no_more_requests_are_moved_than_there_is_room_for() -> None:
     for _ in range(20):
         quick.first_token.add(0.0)
     quick.in_flight = 5
-    flights = Flights(Broadcast())
-    begun = [flights.begin(slow, timeout_s=60, stall_s=60, may_move=index != 0) for index in range(6)]
+    requests = RequestsInFlight(Broadcast())
+    begun = [requests.begin(slow, timeout_s=60, stall_s=60, may_move=index != 0) for index in range(6)]
     for flight in begun:
         flight.began -= LATE_FLOOR_S
-    flights.heard(begun[1], of_tokens=False)
-    assert flights.move_late(lambda member: [] if member is quick else [quick]) == 3
+    requests.heard(begun[1], of_tokens=False)
+    assert requests.move_late(lambda member: [] if member is quick else [quick]) == 3
     assert [flight.is_late for flight in begun] == [False, False, True, True, True, False]
 
 
