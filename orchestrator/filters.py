@@ -1,5 +1,5 @@
-"""Configs name the built-in filters here; see ``orchestrator.core.filters``."""
+"""Configs and users' filters name these here; see ``orchestrator.core.filters``."""
 
-from orchestrator.core.filters import check_reward_nonzero_std
+from orchestrator.core.filters import FilterError, Verdict, check_reward_nonzero_std
 
-__all__ = ["check_reward_nonzero_std"]
+__all__ = ["FilterError", "Verdict", "check_reward_nonzero_std"]

@@ -92,7 +92,9 @@ def _exists(name: str, parent: ModuleType | None) -> bool:
 def _import(path: str, name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
-    except (Exception, SystemExit) as error:  # whatever the user's module raises is what has to be told
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever the user's module raises is what has to be told
         raise DottedPathError(
             f"{path}: importing {name} failed{_place(error)}: {type(error).__name__}: {error}"
         ) from error

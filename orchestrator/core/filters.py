@@ -116,7 +116,9 @@ def load_filter(spec: str | None, *, directory: Path | None = None) -> GroupFilt
     def verdict(args: Any, samples: Sequence[Sample]) -> Verdict:
         try:
             answer = function(args, samples)
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a CancelledError that it lets out is not ours: nothing is awaited here
             raise FilterError(f"filter {spec} raised {type(error).__name__}: {error}") from error
         return _to_verdict(spec, answer)
 

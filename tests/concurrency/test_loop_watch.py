@@ -68,6 +68,6 @@ async def test_a_report_that_raises_ends_nothing() -> None:
             end = time.monotonic() + 20
             while len(calls) < number and time.monotonic() < end:  # blocks on purpose
                 pass
-            await turned(lambda: watch.statistics().hold_ups == number)
+            await turned(lambda number=number: watch.statistics().hold_ups == number)
         tasks.cancel_scope.cancel()
     assert len(calls) == 2

@@ -48,9 +48,10 @@ def test_unscored_groups_are_errors_not_verdicts(rewards: Sequence[float | None]
 def directory(tmp_path: Path) -> Iterator[Path]:
     path = list(sys.path)
     (tmp_path / "own_filters.py").write_text(
+        "import asyncio\n"
         "from types import SimpleNamespace\n"
         "import numpy\n"
-        "from orchestrator.core.filters import Verdict\n"
+        "from orchestrator.filters import Verdict\n"
         "def answer(args, samples, **kw):\n    return args.answer\n\n"
         "def short(args, samples, **kw):\n    return len(samples) < args.most\n\n"
         "def verdict(args, samples, **kw):\n    return Verdict(False, 'own')\n\n"
@@ -59,6 +60,8 @@ def directory(tmp_path: Path) -> Iterator[Path]:
         "def kept(args, samples, **kw):\n    return SimpleNamespace(keep=numpy.bool_(True), reason=None)\n\n"
         "def array(args, samples, **kw):\n    return numpy.float64(1.0) < numpy.float64(0.5)\n\n"
         "def raises(args, samples, **kw):\n    raise KeyError('x')\n\n"
+        "def cancels(args, samples, **kw):\n    raise asyncio.CancelledError\n\n"
+        "def leaves(args, samples, **kw):\n    raise SystemExit(3)\n\n"
         "async def later(args, samples, **kw):\n    return True\n"
     )
     yield tmp_path
@@ -108,6 +111,13 @@ def test_what_a_filter_raises_is_chained(directory: Path) -> None:
     with pytest.raises(FilterError, match=r"filter own_filters\.raises raised KeyError: 'x'") as caught:
         load_filter("own_filters.raises", directory=directory)(Args, [])
     assert isinstance(caught.value.__cause__, KeyError)
+
+
+@pytest.mark.parametrize("name", ["cancels", "leaves"])
+def test_a_filter_can_neither_cancel_nor_end_who_calls_it(directory: Path, name: str) -> None:
+    """In a group's task a CancelledError of the filter would pass for the end of the daemon."""
+    with pytest.raises(FilterError, match=rf"filter own_filters\.{name} raised"):
+        load_filter(f"own_filters.{name}", directory=directory)(Args, [])
 
 
 def test_filters_that_cannot_be_loaded(directory: Path) -> None:

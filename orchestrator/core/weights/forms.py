@@ -52,9 +52,9 @@ class Weight:
         """
         try:
             result = self.function(step, stats) if self.kind == "adaptive" else self.function(step)
-        except WeightError:
+        except (WeightError, KeyboardInterrupt):
             raise
-        except Exception as error:
+        except BaseException as error:  # a CancelledError that it lets out is not ours: nothing is awaited here
             message = f"{self.text} raised {type(error).__name__} at step {step}: {error}"
             raise WeightError(message) from error
         if type(result) is float and 0.0 <= result < math.inf:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import sys
 from collections.abc import Callable, Iterator
@@ -105,6 +106,15 @@ def test_what_a_function_raises_is_chained_and_named() -> None:
     with pytest.raises(WeightError, match=r"user\.function raised KeyError at step 3: 'x'") as caught:
         weight_of(lambda _: {}["x"])(3)
     assert isinstance(caught.value.__cause__, KeyError)
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError, SystemExit, GeneratorExit])
+def test_a_function_can_neither_cancel_nor_end_who_calls_it(error: type[BaseException]) -> None:
+    def function(_: int) -> float:
+        raise error
+
+    with pytest.raises(WeightError, match=rf"user\.function raised {error.__name__} at step 3"):
+        weight_of(function)(3)
 
 
 # -- the table --------------------------------------------------------------------------------------------------------
