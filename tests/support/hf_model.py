@@ -1,6 +1,6 @@
-"""The tiny random model as a folder that vLLM loads: weights and bytes are those of the embedded GGUF file.
+"""The tiny random model as a folder that vLLM and SGLang load: weights and bytes are those of the embedded GGUF file.
 
-``python -m tests.support.vllm_model FOLDER`` writes ``FOLDER/first`` and ``FOLDER/second``, which answer differently.
+``python -m tests.support.hf_model FOLDER`` writes ``FOLDER/first`` and ``FOLDER/second``, which answer differently.
 """
 
 from __future__ import annotations
