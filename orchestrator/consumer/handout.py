@@ -28,7 +28,7 @@ from orchestrator.errors import BadWorldSize, RankInUse
 
 from .waits import Waiting
 
-__all__ = ["Handout", "Handouts", "Holder", "Waiting"]
+__all__ = ["Handout", "Handouts", "Holder"]
 
 MAX_LEASES_PER_RANK: Final = 2
 """A trainer works on one batch and prefetches the next; more would only make work stale."""

@@ -12,11 +12,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator import __version__
 from orchestrator.archive import Archiver
 from orchestrator.concurrency.broadcast import Broadcast
 from orchestrator.config import Config, sink_options
 from orchestrator.consumer import Connection, ConsumerServer, ConsumerService, Handouts
+from orchestrator.consumer.methods.batches import BatchMethods
+from orchestrator.consumer.methods.checkpoints import CheckpointMethods
+from orchestrator.consumer.methods.engines import EngineMethods
+from orchestrator.consumer.methods.run import RunMethods
+from orchestrator.consumer.methods.sources import SourceMethods
 from orchestrator.consumer.starvation import Starvation
 from orchestrator.consumer.waits import Waits
 from orchestrator.core.filters import RewardCaps
@@ -25,7 +29,7 @@ from orchestrator.core.weights.table import WeightTable, parse_weight
 from orchestrator.daemon.control.checkpoints import CheckpointControl
 from orchestrator.daemon.control.engines import EngineControl
 from orchestrator.daemon.control.reload import Reloader
-from orchestrator.daemon.control.run import Control
+from orchestrator.daemon.control.run import RunControl
 from orchestrator.daemon.control.running_config import RunningConfig
 from orchestrator.engines import EnginePool
 from orchestrator.logs import LogHandle
@@ -52,7 +56,7 @@ class Parts:
     lines: dict[str, SourceLine]
     production: Producers
     starvation: Starvation
-    control: Control
+    control: RunControl
     engines: EngineControl
     reloader: Reloader
     service: ConsumerService
@@ -198,22 +202,27 @@ def assemble(
     )
     service = ConsumerService(
         run_name=config.run.name,
-        version=__version__,
         ledger=store.ledger,
-        journal=store,
-        files=store,
         handouts=handouts,
-        control=control,
         engines=engines,
-        checkpoints=checkpoints,
-        waits=waits,
-        sources=reloader,
-        changed=changed,
-        status=reporter.kept_status,
-        cause=reporter.cause,
+        methods=[
+            BatchMethods(
+                ledger=store.ledger,
+                store=store,
+                handouts=handouts,
+                waits=waits,
+                changed=changed,
+                is_draining=lambda: control.is_draining,
+                cause=reporter.cause,
+                routine=logs.routine("consumer"),
+            ),
+            EngineMethods(engines, store),
+            CheckpointMethods(checkpoints),
+            SourceMethods(reloader, store.ledger),
+            RunMethods(control, ledger=store.ledger, journal=store, status=reporter.kept_status),
+        ],
         connections=connections,
         log=logs.logger("consumer"),
-        routine=logs.routine("consumer"),
     )
     server = ConsumerServer(
         config.consumer.socket,
@@ -296,8 +305,8 @@ def _archiver(base: _Base) -> Archiver | None:
     )
 
 
-def _control(base: _Base, table: WeightTable, production: Producers) -> Control:
-    return Control(
+def _control(base: _Base, table: WeightTable, production: Producers) -> RunControl:
+    return RunControl(
         ledger=base.store.ledger,
         journal=base.store,
         table=table,

@@ -28,7 +28,7 @@ from orchestrator.core.mixture.mixer import Mixer
 from orchestrator.core.mixture.outlook import Shortage
 from orchestrator.core.weights.table import WeightTable
 from orchestrator.daemon.control.engines import EngineControl
-from orchestrator.daemon.control.run import Control
+from orchestrator.daemon.control.run import RunControl
 from orchestrator.engines import EnginePool
 from orchestrator.logs import LogHandle
 from orchestrator.sinks import SinkFeed, StepFigures
@@ -107,7 +107,7 @@ class Reporter:
         mixer: Mixer,
         pool: EnginePool,
         lines: Mapping[str, SourceLine],
-        control: Control,
+        control: RunControl,
         engines: EngineControl,
         handouts: Handouts,
         starvation: Starvation,

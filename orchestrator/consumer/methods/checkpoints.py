@@ -15,7 +15,7 @@ from orchestrator.consumer.socket.connection import Answer, Connection
 from orchestrator.errors import NotWritten, StateError
 
 from . import params as m
-from .engines import Method
+from .table import Method
 
 __all__ = ["CheckpointControl", "CheckpointMethods"]
 

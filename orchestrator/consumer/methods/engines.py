@@ -7,7 +7,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from orchestrator.consumer.socket.connection import Answer, Connection
@@ -17,10 +17,9 @@ from orchestrator.engines import ParameterUpdate, UpdateMode
 from orchestrator.errors import BadRequest
 
 from . import params as m
+from .table import Method
 
-__all__ = ["EngineControl", "EngineMethods", "Method"]
-
-Method = tuple[type[Any], Callable[[Connection, Any], Awaitable[Answer]]]
+__all__ = ["EngineControl", "EngineMethods"]
 
 
 class EngineControl(Protocol):

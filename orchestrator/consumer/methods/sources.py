@@ -15,7 +15,7 @@ from orchestrator.core.ledger.ledger import Ledger
 from orchestrator.errors import BadRequest
 
 from . import params as m
-from .engines import Method
+from .table import Method
 
 __all__ = ["SourceControl", "SourceMethods"]
 

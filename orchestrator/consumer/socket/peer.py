@@ -1,4 +1,4 @@
-"""Who may come in: by user, and by how many are in already.
+"""Who may connect: by user, and by how many connections there are.
 
 Invariants:
 
@@ -6,8 +6,8 @@ Invariants:
 * A bound on connections never locks out a trainer while there are connections that hold nothing: the one that was
   silent for longest makes room, those first that never asked for anything. One that holds a rank, a lease, a pause, or
   waits for an answer, is never closed for another.
-* Nobody is turned away without a word: the error that says why is sent first, and the first request is read, so that
-  the client gets to see it.
+* Whoever is turned away is told why: the error is sent first, and the first request is read, so that the client gets
+  to see it.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def to_make_room(connections: Iterable[Connection], holds_nothing: Callable[[Con
 def evicted(limit: int) -> TooManyConnections:
     """What a connection is told that was closed for another."""
     return TooManyConnections(
-        f"closed to let another in: {limit} connections were open, and of those that hold nothing this one was silent"
+        f"closed to make room for another: {limit} connections were open, and of those that hold nothing this one was silent"
         " for longest; connect again, or see consumer.max_connections"
     )
 
@@ -89,7 +89,7 @@ def refused(limit: int) -> TooManyConnections:
 
 
 async def turn_away(sock: socket.socket, why: OrchestratorError) -> None:
-    """Tell a peer why it may not come in, and close the connection once it has read that."""
+    """Tell a peer why it may not connect, and close the connection once it has read that."""
     loop = asyncio.get_running_loop()
     with sock, contextlib.suppress(OSError), anyio.move_on_after(TURN_AWAY_S):
         await loop.sock_sendall(sock, error_frame(None, why))

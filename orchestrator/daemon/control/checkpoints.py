@@ -22,7 +22,7 @@ from orchestrator.errors import BadRequest, CheckpointError, ShuttingDown, State
 from orchestrator.production.producers import Producers
 from orchestrator.state import StateStore, check_name, list_checkpoints, remove_checkpoint, verify_checkpoint
 
-from .run import Control
+from .run import RunControl
 
 __all__ = ["CheckpointControl"]
 
@@ -50,7 +50,7 @@ class CheckpointControl:
         handouts: Handouts,
         production: Producers,
         pool: EnginePool,
-        control: Control,
+        control: RunControl,
         kept: int | None,
         log: FilteringBoundLogger,
     ) -> None:

@@ -40,7 +40,7 @@ from orchestrator.core.ledger.ledger import Ledger
 from orchestrator.core.ledger.source_changes import SourceChanges
 from orchestrator.errors import BadRequest, ConfigError, ConfigRefused, OrchestratorError, ShuttingDown
 
-from .run import Control
+from .run import RunControl
 from .running_config import RunningConfig
 
 __all__ = ["Reloader"]
@@ -66,7 +66,7 @@ class Reloader:
         in_file: Config,
         running: RunningConfig,
         ledger: Ledger,
-        control: Control,
+        control: RunControl,
         directory: Path,
         log: FilteringBoundLogger,
     ) -> None:

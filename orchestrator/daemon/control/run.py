@@ -1,9 +1,10 @@
-"""What people and trainers may do to a running daemon beside its engines: weights, drain.
+"""What people and trainers may do to a running daemon beside its engines: weights, pauses of sources, drain.
 
 Invariants:
 
 * A weight that is set at run time is checked before it is recorded, is in force from the next batch that forms, and
   ends with a warning when the file changes that weight.
+* That a source is paused or takes part again is recorded here and nowhere else.
 * Draining parks everything in flight and is final for this process.
 """
 
@@ -16,18 +17,18 @@ import anyio
 from structlog.typing import FilteringBoundLogger
 
 from orchestrator.concurrency.broadcast import Broadcast
-from orchestrator.core.ledger.events import WeightSet
+from orchestrator.core.ledger.events import SourcePaused, SourceResumed, WeightSet
 from orchestrator.core.ledger.journal import Journal
 from orchestrator.core.ledger.ledger import Ledger
 from orchestrator.core.weights.table import WeightTable, parse_weight
 from orchestrator.errors import ShuttingDown
 from orchestrator.production.producers import PARK_DEADLINE_S, Producers
 
-__all__ = ["Control"]
+__all__ = ["RunControl"]
 
 
-class Control:
-    """Implements :class:`~orchestrator.consumer.service.RunControl`; see the module's invariants.
+class RunControl:
+    """Implements :class:`~orchestrator.consumer.methods.run.RunControl`; see the module's invariants.
 
     Args:
         ledger: the run's facts.
@@ -92,10 +93,6 @@ class Control:
 
     # -- weights -------------------------------------------------------------------------------------------------------
 
-    def audit(self, what: str, by: str) -> None:
-        """Say in the log what was done to the run, and by whom."""
-        self._log.info(f"{what} from step {self._ledger.step} on, by {by}")
-
     def set_weight(self, source: str, weight: float | str | None, *, by: str) -> None:
         """Put a weight in force from the next batch that forms, and record it; ``None``: back to the file.
 
@@ -114,7 +111,7 @@ class Control:
         self._journal.record(WeightSet(source, weight, self._file_weights[source]))
         self._changed.notify()
         now = self._table.weight(source).text
-        self.audit(f"the weight of {source} is {now}{' (of the file)' if weight is None else ''}, was {before}", by)
+        self._audit(f"the weight of {source} is {now}{' (of the file)' if weight is None else ''}, was {before}", by)
 
     def restore_weights(self) -> None:
         """Put the weights that the ledger has from run time in force, unless the file has changed that weight since."""
@@ -130,3 +127,25 @@ class Control:
                 self._journal.record(WeightSet(name, None, self._file_weights[name]))
             else:
                 self._table.set(name, parse_weight(state.weight_override, directory=self._directory))
+
+    # -- pauses --------------------------------------------------------------------------------------------------------
+
+    def pause_source(self, name: str, *, by: str) -> None:
+        """Keep a source out of new batches, and record it; a paused one stays as it is.
+
+        Raises:
+            SourceUnknown: no such source.
+        """
+        if not self._ledger.source(name).paused:
+            self._journal.record(SourcePaused(name))
+            self._audit(f"{name} is paused", by)
+
+    def resume_source(self, name: str, *, by: str) -> None:
+        """Let a paused source take part again, and record it; raises as :meth:`pause_source`."""
+        if self._ledger.source(name).paused:
+            self._journal.record(SourceResumed(name))
+            self._audit(f"{name} takes part again", by)
+
+    def _audit(self, what: str, by: str) -> None:
+        """Say in the log what was done to the run, and by whom."""
+        self._log.info(f"{what} from step {self._ledger.step} on, by {by}")

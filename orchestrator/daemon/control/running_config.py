@@ -26,7 +26,7 @@ from orchestrator.prompts import PromptSource, open_prompts
 from orchestrator.rewards import Reward
 
 from .engines import EngineControl
-from .run import Control
+from .run import RunControl
 
 __all__ = ["RunningConfig"]
 
@@ -74,7 +74,7 @@ class RunningConfig:
         makers: SourceLines,
         lines: dict[str, SourceLine],
         production: Producers,
-        control: Control,
+        control: RunControl,
         engines: EngineControl,
         on_config: Callable[[Config], None],
     ) -> None:
