@@ -12,9 +12,10 @@ Invariants:
   loaded when it is first named.
 * Errors are the types of ``orchestrator.errors``.
 
-From the ground up: ``buffers`` (memory that is used again), ``waiting`` (blocking or not), ``remote_errors``, ``wire``
-(one connection), ``groups``, ``padding`` and ``batch`` (what is received), ``loop`` (over batches), ``core`` (the
-methods), ``blocking`` and ``asynchronous`` (the two faces).
+From the ground up, as ``.importlinter`` holds it: ``buffers`` (memory that is used again), ``waiting`` (blocking or
+not), ``remote_errors``; ``files`` and ``stream`` (what a socket brings); ``wire`` (one connection); ``checks``,
+``groups``, ``padding``, ``batch`` (what is received); ``loop`` (over batches); ``connecting``, ``engine_calls``,
+``config_calls``, ``core`` (the methods); ``blocking`` and ``asynchronous`` (the two forms for users).
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 from .batch import Batch
 from .blocking import RolloutClient
-from .core import BatchRequest
 from .groups import RolloutGroup, RolloutSample
+from .wire import BatchRequest
 
 if TYPE_CHECKING:
     from .asynchronous import AsyncRolloutClient

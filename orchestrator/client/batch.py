@@ -22,7 +22,7 @@ from orchestrator.errors import FrameError
 
 from .buffers import Bytes
 from .groups import Array, RolloutGroup, RolloutSample
-from .padding import pad
+from .padding import Columns, pad
 
 __all__ = ["Batch"]
 
@@ -217,7 +217,17 @@ class Batch:
         Raises:
             ValueError: ``loss_mask`` is of another length, ``max_len`` is below 1, or ``side`` is neither.
         """
-        return pad(self, pad_token_id, max_len, side, loss_mask)
+        columns = Columns(
+            prompts=[(group.prompt_tokens, group.n) for group in self.groups],
+            prompt_lengths=self.prompt_lengths,
+            response_lengths=self.response_lengths,
+            rewards=self.rewards,
+            group_ids=self.group_ids,
+            response_tokens=self.response_tokens,
+            loss_mask=self.loss_mask if loss_mask is None else np.asarray(loss_mask),
+            logprobs=self.logprobs,
+        )
+        return pad(columns, pad_token_id, max_len, side)
 
     def to_torch(self, **options: Any) -> dict[str, Any]:
         """:meth:`padded` as torch tensors, sharing its memory.

@@ -14,9 +14,10 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from .batch import Batch
-from .core import BATCH_TIMEOUT_S, BatchRequest, ClientCore
+from .core import BATCH_TIMEOUT_S, ClientCore
 from .engine_calls import UPDATE_TIMEOUT_S
 from .waiting import BlockingWaiter, run_now
+from .wire import BatchRequest
 
 __all__ = ["RolloutClient"]
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,22 +24,12 @@ from .engine_calls import BATCH_TIMEOUT_S, EngineCalls
 from .files import Unreadable, close_all, located, read_frames
 from .loop import BatchLoop
 from .waiting import Waiter
-from .wire import ANSWER_MARGIN_S, Answer, Wire
+from .wire import ANSWER_MARGIN_S, Answer, BatchRequest, Wire
 
-__all__ = ["BATCH_TIMEOUT_S", "BatchRequest", "ClientCore"]
+__all__ = ["BATCH_TIMEOUT_S", "ClientCore"]
 
 DRAIN_TIMEOUT_S: Final = 120.0
 CHECKPOINT_TIMEOUT_S: Final = 600.0
-
-
-@dataclass(frozen=True, slots=True)
-class BatchRequest:
-    """A ``get_batch`` that was sent and whose batch was not received yet."""
-
-    id: int
-    timeout_s: float
-    sent_at: float
-    wire: Wire
 
 
 class ClientCore(EngineCalls, ConfigCalls):

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from orchestrator.errors import (
     BatchTimeout,
@@ -30,11 +30,10 @@ from orchestrator.errors import (
 )
 
 from .batch import Batch
+from .waiting import Waiter
+from .wire import BatchRequest, Wire
 
-if TYPE_CHECKING:
-    from .core import BatchRequest, ClientCore
-
-__all__ = ["BatchLoop"]
+__all__ = ["BatchLoop", "LoopClient"]
 
 T = TypeVar("T")
 
@@ -43,6 +42,43 @@ WAIT_SLICE_S: Final = 30.0
 
 RETRY_S: Final = 0.25
 """Between attempts at a daemon that is reached but drains, or has not noticed yet that the old connection ended."""
+
+
+class LoopClient(Protocol):
+    """What the loop asks of its client; names with an underscore are for the loop alone, and not for a trainer."""
+
+    @property
+    def _waiter(self) -> Waiter:
+        """How to wait."""
+        ...
+
+    def _holds(self, lease: str) -> bool:
+        """Whether this client received the lease and neither acknowledged it nor gave it back."""
+        ...
+
+    async def _request_over(self, wire: Wire, timeout_s: float) -> BatchRequest:
+        """Ask for a batch over a connection that must be the one of an earlier batch."""
+        ...
+
+    async def connect(self, timeout_s: float | None = None) -> None:
+        """Connect, unless connected."""
+        ...
+
+    async def request_batch(self, timeout_s: float) -> BatchRequest:
+        """Ask for a batch without waiting for it."""
+        ...
+
+    async def receive_batch(self, request: BatchRequest) -> Batch:
+        """Wait for the batch of a request."""
+        ...
+
+    async def ack(self, lease: str) -> None:
+        """The batch is trained on."""
+        ...
+
+    async def nack(self, lease: str) -> None:
+        """Give the batch back."""
+        ...
 
 
 class BatchLoop:
@@ -58,7 +94,7 @@ class BatchLoop:
 
     def __init__(
         self,
-        client: ClientCore,
+        client: LoopClient,
         *,
         timeout_s: float | None,
         prefetch: bool,

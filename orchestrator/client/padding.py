@@ -1,4 +1,4 @@
-"""Sequences of different lengths as rectangles.
+"""Sequences of different lengths as rectangles: from columns, one value a sample or a token, to rows of equal length.
 
 Invariants:
 
@@ -8,28 +8,45 @@ Invariants:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from .groups import Array
 
-if TYPE_CHECKING:
-    from .batch import Batch
-
-__all__ = ["pad"]
+__all__ = ["Columns", "pad"]
 
 
-def pad(batch: Batch, pad_token_id: int, max_len: int | None, side: str, loss_mask: Array | None) -> dict[str, Array]:
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """What is padded: S samples, T response tokens in all, everything in the order of the samples.
+
+    ``prompts``: for each group its prompt's tokens and how many samples it has. ``prompt_lengths``,
+    ``response_lengths``, ``rewards``, ``group_ids``: [S]. ``response_tokens``, ``loss_mask``, ``logprobs`` (``None``
+    where not every group has them): [T].
+    """
+
+    prompts: Sequence[tuple[Array, int]]
+    prompt_lengths: Array
+    response_lengths: Array
+    rewards: Array
+    group_ids: Array
+    response_tokens: Array
+    loss_mask: Array
+    logprobs: Array | None
+
+
+def pad(columns: Columns, pad_token_id: int, max_len: int | None, side: str) -> dict[str, Array]:
     """See :meth:`orchestrator.client.Batch.padded`."""
-    prompts, responses = batch.prompt_lengths, batch.response_lengths
+    prompts, responses = columns.prompt_lengths, columns.response_lengths
     wanted = prompts + responses
     longest = int(wanted.max(initial=0))
     if max_len is not None and max_len < 1:
         raise ValueError(f"max_len is {max_len}, at least 1 is needed")
     if side not in ("right", "left"):
         raise ValueError(f"side is {side!r}, right or left is expected")
-    mask = batch.loss_mask if loss_mask is None else np.asarray(loss_mask)
+    mask = columns.loss_mask
     if len(mask) != int(responses.sum()):
         raise ValueError(f"loss_mask has {len(mask)} entries, there are {int(responses.sum())} response tokens")
     width = longest if max_len is None else min(longest, max_len)
@@ -43,18 +60,18 @@ def pad(batch: Batch, pad_token_id: int, max_len: int | None, side: str, loss_ma
     kept = _kept(responses, lengths - prompts)
 
     arrays = {
-        "tokens": _tokens(batch, attention, response, kept, pad_token_id),
+        "tokens": _tokens(columns, attention, response, kept, pad_token_id),
         "attention_mask": attention,
         "response_mask": response,
         "loss_mask": np.zeros_like(response),
         "is_cut": wanted > width,
-        "rewards": batch.rewards,
-        "group_ids": batch.group_ids,
+        "rewards": columns.rewards,
+        "group_ids": columns.group_ids,
         "prompt_lengths": prompts,
         "response_lengths": responses,
     }
     arrays["loss_mask"][response] = mask[kept] != 0
-    if (flat := batch.logprobs) is not None:
+    if (flat := columns.logprobs) is not None:
         arrays["logprobs"] = np.zeros(response.shape, np.float32)
         arrays["logprobs"][response] = flat[kept]
     return arrays
@@ -68,14 +85,14 @@ def _kept(lengths: Array, kept: Array) -> Array:
     return mask
 
 
-def _tokens(batch: Batch, attention: Array, response: Array, kept: Array, pad_token_id: int) -> Array:
+def _tokens(columns: Columns, attention: Array, response: Array, kept: Array, pad_token_id: int) -> Array:
     tokens = np.full(response.shape, pad_token_id, np.int32)
-    tokens[response] = batch.response_tokens[kept]
+    tokens[response] = columns.response_tokens[kept]
     row = 0
-    for group in batch.groups:
-        rows = slice(row, row + group.n)
-        row += group.n
-        shown = min(len(group.prompt_tokens), response.shape[1])
+    for prompt_tokens, n in columns.prompts:
+        rows = slice(row, row + n)
+        row += n
+        shown = min(len(prompt_tokens), response.shape[1])
         prompt = attention[rows] & ~response[rows]
-        tokens[rows][prompt] = np.tile(group.prompt_tokens[:shown], group.n)
+        tokens[rows][prompt] = np.tile(prompt_tokens[:shown], n)
     return tokens

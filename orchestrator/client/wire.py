@@ -18,6 +18,7 @@ from __future__ import annotations
 import itertools
 import socket
 import time
+from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, NoReturn
 
 from orchestrator.errors import ConnectionLost, FrameError, OrchestratorError
@@ -29,7 +30,7 @@ from .remote_errors import error_from_wire
 from .stream import Frame, FrameReader
 from .waiting import Waiter
 
-__all__ = ["ANSWER_MARGIN_S", "Answer", "Wire"]
+__all__ = ["ANSWER_MARGIN_S", "Answer", "BatchRequest", "Wire"]
 
 ANSWER_MARGIN_S: Final = 30.0
 """How much longer than a request's own time its answer may take: a daemon that syncs a slow disk needs seconds."""
@@ -300,3 +301,16 @@ def _outcome(frame: Frame) -> Answer | OrchestratorError:
     if not isinstance(result, dict):
         raise FrameError("an answer has an object `result` or an object `error`")
     return Answer(result, frame.payload)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRequest:
+    """A ``get_batch`` that was sent and whose batch was not received yet.
+
+    ``id`` on ``wire``, ``sent_at`` a moment of ``time.monotonic()``.
+    """
+
+    id: int
+    timeout_s: float
+    sent_at: float
+    wire: Wire
