@@ -23,7 +23,7 @@ from __future__ import annotations
 import json
 import struct
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any, Final, NamedTuple
 
@@ -57,7 +57,6 @@ __all__ = [
     "Prefix",
     "encode_frame",
     "encode_group",
-    "iter_group_frames",
     "parse_header",
     "parse_prefix",
 ]
@@ -362,18 +361,3 @@ class GroupFrame:
             return _loads(self.column(name).tobytes())
         except (ValueError, RecursionError) as error:
             raise FrameError(f"column {name} is not JSON: {error}") from None
-
-
-def iter_group_frames(payload: bytes | bytearray | memoryview) -> Iterator[GroupFrame]:
-    """The group frames of a batch payload, one after the other.
-
-    Raises:
-        FrameError: bytes that are not frames, or are left over.
-    """
-    view = memoryview(payload)
-    while view:
-        prefix = parse_prefix(view)
-        if len(view) < prefix.frame_bytes:
-            raise FrameError(f"a group frame of {prefix.frame_bytes} bytes is cut off after {len(view)}")
-        yield GroupFrame(view[: prefix.frame_bytes])
-        view = view[prefix.frame_bytes :]

@@ -24,12 +24,12 @@ from orchestrator.frames import (
     GroupFrame,
     encode_frame,
     encode_group,
-    iter_group_frames,
     parse_header,
     parse_prefix,
 )
 from orchestrator.records import NO_VERSION, Group, Prompt, Sample, SampleStatus
 from tests.support.builders import make_group
+from tests.support.group_frames import iter_group_frames
 
 int32s = st.integers(-(2**31), 2**31 - 1)
 any_text = st.text(st.characters(codec=None, exclude_categories=()), max_size=30)  # lone surrogates too

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.core.statistics import HALF_LIFE_GROUPS, Acceptance, Running, Summary, summarize
+from orchestrator.core.statistics import HALF_LIFE_GROUPS, Acceptance, Summary, summarize
 
 numbers = st.floats(-1e6, 1e6)
 
@@ -29,35 +28,6 @@ def test_summaries_are_those_of_the_standard_library(values: list[float]) -> Non
 
 def test_equal_numbers_have_no_deviation() -> None:
     assert summarize([0.1] * 3) == Summary(3, 0.1, 0.1, 0.1, 0.1, 0.0)
-
-
-@given(st.lists(numbers, max_size=50), st.integers(0, 50))
-def test_running_is_the_summary_and_survives_json_anywhere(values: list[float], cut: int) -> None:
-    running = Running()
-    for i, value in enumerate(values):
-        if i == cut:
-            running = Running.from_json(json.loads(json.dumps(running.to_json())))
-        running.add(value)
-    summary = summarize(values)
-    assert (running.count, running.min, running.max) == (summary.count, summary.min, summary.max)
-    assert running.mean == pytest.approx(summary.mean, abs=1e-6)
-    assert running.std == pytest.approx(summary.std, abs=1e-3)
-
-
-def test_running_does_not_cancel() -> None:
-    running = Running()
-    for value in (1e9 + 4, 1e9 + 7, 1e9 + 13, 1e9 + 16):
-        running.add(value)
-    assert running.std == pytest.approx(22.5**0.5)
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_running_refuses_what_would_spoil_it(value: float) -> None:
-    running = Running()
-    running.add(1.0)
-    with pytest.raises(ValueError):
-        running.add(value)
-    assert (running.count, running.mean) == (1, 1.0)
 
 
 def test_acceptance_starts_at_one_and_halves() -> None:

@@ -16,8 +16,9 @@ from typing import Any
 
 from orchestrator.archive import list_steps, read_groups
 from orchestrator.core.ledger.ledger import Ledger, SourceSize
-from orchestrator.frames import GroupFrame, iter_group_frames
+from orchestrator.frames import GroupFrame
 from orchestrator.state.recovery import recover
+from tests.support.group_frames import iter_group_frames
 
 ROWS = 50
 SIZES = {"easy": SourceSize(ROWS), "hard": SourceSize(ROWS)}

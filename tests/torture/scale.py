@@ -23,9 +23,10 @@ import anyio.lowlevel
 
 from orchestrator.core.ledger.events import Dropped
 from orchestrator.core.ledger.ledger import SourceSize
-from orchestrator.frames import encode_group, iter_group_frames
+from orchestrator.frames import encode_group
 from orchestrator.records import Group, Prompt, Sample, SampleStatus
 from orchestrator.state import StateStore
+from tests.support.group_frames import iter_group_frames
 from tests.torture.client import Talk
 from tests.torture.daemon import ForkedDaemon, imported, prepare, scratch
 from tests.torture.model import ROWS
