@@ -13,7 +13,6 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +32,7 @@ from .reading import find_step
 from .survey import StepSurvey, survey
 from .writing import Written, write_batch
 
-__all__ = ["MAX_WAITING_BYTES", "ArchiveStatistics", "Archiver", "Journal"]
+__all__ = ["MAX_WAITING_BYTES", "ArchiveStatistics", "Archiver", "TrainedState"]
 
 MAX_WAITING_BYTES: Final = 256 << 20
 """256 MiB of batches that wait: some 70 of 32 groups of 8 samples of 1,024 tokens; a full disk's quarter of an hour."""
@@ -49,8 +48,18 @@ SLOW_S: Final = 30.0
 """A batch that takes longer is named: a network file system that hangs does not fail."""
 
 
-class Journal(Protocol):
+class TrainedState(Protocol):
     """What the archiver needs of the state."""
+
+    @property
+    def ledger(self) -> Ledger:
+        """It has the batches that were trained on and not archived yet; the same object for the whole run."""
+        ...
+
+    @property
+    def is_congested(self) -> bool:
+        """Whether the state's own disk has no room."""
+        ...
 
     def record(self, event: Event) -> None:
         """Apply the event and queue it for writing."""
@@ -89,10 +98,8 @@ class Archiver:
         directory: of the archive; made where missing.
         format_: ``jsonl`` or ``parquet``.
         keep: batches that are kept; ``None``: all.
-        ledger: has the batches.
-        journal: where it is recorded that one is written.
+        state: has the batches, and records that one is written.
         changed: notified of every record.
-        is_pressed: whether the state's own disk has no room.
         log: for what happened.
         max_waiting_bytes: see :data:`MAX_WAITING_BYTES`.
     """
@@ -103,20 +110,17 @@ class Archiver:
         directory: Path,
         format_: str,
         keep: int | None,
-        ledger: Ledger,
-        journal: Journal,
+        state: TrainedState,
         changed: Broadcast,
-        is_pressed: Callable[[], bool],
         log: FilteringBoundLogger,
         max_waiting_bytes: int = MAX_WAITING_BYTES,
     ) -> None:
         self._directory = directory
         self._format = format_
         self._keep = keep
-        self._ledger = ledger
-        self._journal = journal
+        self._state = state
+        self._ledger = state.ledger
         self._changed = changed
-        self._is_pressed = is_pressed
         self._log = log
         self._max_waiting_bytes = max_waiting_bytes
         self._thread = anyio.CapacityLimiter(1)
@@ -160,7 +164,7 @@ class Archiver:
                 if not ready:
                     await change.wait()
                     continue
-                await self._journal.synced()
+                await self._state.synced()
                 for batch in ready:
                     await self._archive(batch)
 
@@ -222,7 +226,7 @@ class Archiver:
             some = "; ".join(f"group {index}: {why}" for index, why in list(lost.items())[:3])
             self._log.error(f"step {batch.key.step} is archived without {len(lost)} of its groups: {some}")
         if batch.key in self._ledger.unarchived.batches:
-            self._journal.record(Archived(*batch.key))
+            self._state.record(Archived(*batch.key))
         self._written += 1
         self._newest = batch.key.step
 
@@ -254,14 +258,14 @@ class Archiver:
         """Give up the oldest batches that wait, where there is no more room for them."""
         batches = self._ledger.unarchived.batches
         size = sum(batch.frame_bytes for batch in batches.values()) if len(batches) > 1 else 0
-        most = 0 if self._fault is not None and self._is_pressed() else self._max_waiting_bytes
+        most = 0 if self._fault is not None and self._state.is_congested else self._max_waiting_bytes
         if size <= most:
             return
         for batch in self._ready():
             if batch.key == self._writing:
                 continue
             size -= batch.frame_bytes
-            self._journal.record(Archived(*batch.key, is_given_up=True))
+            self._state.record(Archived(*batch.key, is_given_up=True))
             self._given_up += 1
             self._log.error(
                 f"step {batch.key.step} will not be in the archive: {self._fault or self._slowness() or 'it is slow'},"

@@ -297,10 +297,8 @@ def _archiver(base: _Base) -> Archiver | None:
         directory=archive.path,
         format_=archive.format,
         keep=archive.keep,
-        ledger=store.ledger,
-        journal=store,
+        state=store,
         changed=base.changed,
-        is_pressed=lambda: store.is_congested,
         log=base.logs.logger("archive"),
     )
 

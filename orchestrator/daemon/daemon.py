@@ -32,7 +32,7 @@ from orchestrator.errors import ForeignState, OrchestratorError
 from orchestrator.logs import LogHandle
 from orchestrator.prompts import PromptSource, open_prompts
 from orchestrator.sinks import read_steps
-from orchestrator.state import StateLock, StateStore
+from orchestrator.state import SourceRules, StateLock, StateStore
 from orchestrator.status import MAX_POINTS, StatusServer, step_point
 from orchestrator.tokenizer import PromptTokenizer
 
@@ -155,8 +155,7 @@ class Daemon:
             replan=replan,
             log=self._logs.logger("state"),
             on_record=self._logs.recorded,
-            at_run_time=at_run_time,
-            allow_source_changes=self._allow_source_changes,
+            rules=SourceRules(at_run_time, self._allow_source_changes),
         )
         stack.push_async_callback(self._close_store, store)
         now, outdated = in_effect(config, store.ledger.source_changes, directory=Path.cwd())

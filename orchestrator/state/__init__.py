@@ -1,13 +1,14 @@
 """State on disk: the log, its snapshots, and the restart (``docs/architecture.md``)."""
 
 from .checkpoints import check_name, list_checkpoints, remove_checkpoint, verify_checkpoint
-from .counts import StateStatistics
 from .lock import StateLock
-from .recovery import Recovery
+from .recovery import Recovery, SourceRules
 from .store import StateStore
+from .writer import StateStatistics
 
 __all__ = [
     "Recovery",
+    "SourceRules",
     "StateLock",
     "StateStatistics",
     "StateStore",

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -53,7 +53,7 @@ from .segments import (
 )
 from .snapshots import Kept, kept_by, list_snapshots, list_unfinished, read_snapshot, snapshot_path
 
-__all__ = ["OpenCheckpoint", "Recovery", "open_checkpoint", "recover"]
+__all__ = ["AS_CONFIGURED", "OpenCheckpoint", "Recovery", "SourceRules", "open_checkpoint", "recover"]
 
 
 @dataclass(slots=True)
@@ -80,13 +80,24 @@ class Recovery:
         return self.snapshot is None and self.records == 0
 
 
+@dataclass(frozen=True, slots=True)
+class SourceRules:
+    """Which sources the state should have, where that is more than "those of the config".
+
+    ``at_run_time``: the sources that there should be, given what was done to those of the config at run time.
+    ``allow_changes``: the state may be of other sources; those that differ change (``core.ledger.changed_sources``).
+    """
+
+    at_run_time: Callable[[SourceChanges], dict[str, SourceSize]] | None = None
+    allow_changes: bool = False
+
+
+AS_CONFIGURED: Final = SourceRules()
+"""The sources of the config and no others."""
+
+
 def recover(
-    directory: Path,
-    sizes: dict[str, SourceSize],
-    nonce: str,
-    *,
-    at_run_time: Callable[[SourceChanges], dict[str, SourceSize]] | None = None,
-    allow_source_changes: bool = False,
+    directory: Path, sizes: dict[str, SourceSize], nonce: str, rules: SourceRules = AS_CONFIGURED
 ) -> tuple[Ledger, Recovery]:
     """The ledger that ``directory`` holds. Blocks: call it in a worker thread.
 
@@ -94,8 +105,7 @@ def recover(
         directory: the state directory; its lock is held.
         sizes: the sources of the config.
         nonce: for the leases of a fresh ledger.
-        at_run_time: the sources that there should be, given what was done to those of the config at run time.
-        allow_source_changes: take the sources of the config for a state of others (``core.ledger.changed_sources``).
+        rules: how the two come together.
 
     Raises:
         ForeignState: the state is of other sources, and that is not allowed.
@@ -122,9 +132,9 @@ def recover(
             " from a copy"
         ) from error
     recovery.drops = drop_damaged(ledger, recovery.problems)
-    if at_run_time is not None:
-        sizes = at_run_time(ledger.source_changes)
-    if not allow_source_changes:
+    if rules.at_run_time is not None:
+        sizes = rules.at_run_time(ledger.source_changes)
+    if not rules.allow_changes:
         _check_sources(directory, {name: state.rows for name, state in ledger.sources.items()}, sizes)
     if (change := _source_change(ledger, sizes)) is not None:
         ledger.apply(change)

@@ -28,20 +28,18 @@ from orchestrator.concurrency.broadcast import Broadcast
 from orchestrator.core.ledger.events import Archived, CheckpointLoaded, Event, Launched, LeaseAcked, encode_event
 from orchestrator.core.ledger.groups import LocatedFrames, Place, StoredGroup
 from orchestrator.core.ledger.ledger import Ledger, SourceSize
-from orchestrator.core.ledger.source_changes import SourceChanges
 from orchestrator.errors import StateError
 from orchestrator.records import Group
 
 from .checkpoints import check_name, save_checkpoint
 from .compaction import copies, slices, sparse_frames
-from .counts import StateStatistics
 from .faults import DiskFaults, Operation
 from .readers import SegmentReaders
-from .recovery import OpenCheckpoint, Recovery, open_checkpoint, recover
+from .recovery import AS_CONFIGURED, OpenCheckpoint, Recovery, SourceRules, open_checkpoint, recover
 from .reserve import NO_ROOM, Reserve, in_flight_bytes
 from .segments import MOVED_HEADER_BYTES, RecordKind, list_segments, segment_path
 from .snapshots import KEPT_SNAPSHOTS, Kept, kept_by, list_snapshots, remove_old_snapshots, write_snapshot
-from .writer import SEGMENT_BYTES, LogWriter
+from .writer import SEGMENT_BYTES, LogWriter, StateStatistics
 
 __all__ = ["StateStore"]
 
@@ -127,8 +125,7 @@ class StateStore:
         segment_bytes: int | None = None,
         log: FilteringBoundLogger | None = None,
         on_record: Callable[[Event], None] = lambda _: None,
-        at_run_time: Callable[[SourceChanges], dict[str, SourceSize]] | None = None,
-        allow_source_changes: bool = False,
+        rules: SourceRules = AS_CONFIGURED,
     ) -> StateStore:
         """Recover the state of a directory whose lock is held.
 
@@ -140,18 +137,12 @@ class StateStore:
             segment_bytes: of the log's files; ``None``: :data:`SEGMENT_BYTES`.
             log: where faults of the disk are logged; without one they are in :attr:`fault` alone.
             on_record: told of every event once it is recorded; it must not raise.
-            at_run_time: the sources that there should be, given what was done to those of the config at run time.
-            allow_source_changes: take the sources of the config for a state of others.
+            rules: how the sources of the state and those of the config come together.
 
         Raises:
             ForeignState, CorruptState, StateError: see :func:`~orchestrator.state.recovery.recover`.
         """
-        ledger, recovery = await anyio.to_thread.run_sync(
-            partial(recover, at_run_time=at_run_time, allow_source_changes=allow_source_changes),
-            directory,
-            sizes,
-            secrets.token_hex(4),
-        )
+        ledger, recovery = await anyio.to_thread.run_sync(recover, directory, sizes, secrets.token_hex(4), rules)
         size = SEGMENT_BYTES if segment_bytes is None else segment_bytes
         return cls(directory, ledger, recovery, changed or Broadcast(), replan or Broadcast(), size, log, on_record)
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import Final
@@ -33,7 +34,7 @@ from .faults import DiskFaults, Operation
 from .reserve import NO_ROOM
 from .segments import RECORD_PREFIX_BYTES, LogPosition, RecordKind, encode_continues, encode_prefix, segment_header
 
-__all__ = ["SEGMENT_BYTES", "LogWriter"]
+__all__ = ["SEGMENT_BYTES", "LogWriter", "StateStatistics"]
 
 SEGMENT_BYTES: Final = 64 << 20
 """64 MiB: large enough that files are few, small enough that compaction gives space back in small slices."""
@@ -52,6 +53,21 @@ RETRY_S: Final = 0.5
 
 MAX_RECORDS_A_WRITE: Final = MAX_BUFFERS_A_WRITE // 3
 """A record has at most three buffers: prefix, body, padding."""
+
+
+@dataclass(frozen=True, slots=True)
+class StateStatistics:
+    """Counts of the state store since the start.
+
+    ``written_bytes``: given to the operating system; ``backlog_bytes``: kept until they are synced; ``snapshots``:
+    written; ``segments``: files of the log; ``fault``: what is wrong with the disk, ``None`` if nothing is.
+    """
+
+    written_bytes: int
+    backlog_bytes: int
+    snapshots: int
+    segments: int
+    fault: str | None
 
 
 class LogWriter:

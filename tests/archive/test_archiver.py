@@ -204,6 +204,7 @@ class SyncedJournal(MemoryJournal):
     def __init__(self, ledger: Ledger, changed: Broadcast) -> None:
         super().__init__(ledger)
         self.changed = changed
+        self.is_congested = False
 
     def record(self, event: Event) -> None:
         super().record(event)
@@ -221,7 +222,6 @@ class Run:
         self.ledger = Ledger({"easy": SourceSize(100)}, nonce="n")
         self.journal = SyncedJournal(self.ledger, self.changed)
         self.log = LogCapture()
-        self.pressed = False
 
     def form(self, ranks: int = 1, samples: int = 2) -> int:
         events = [launch(self.journal, "easy", n=samples, rows=100) for _ in range(2 * ranks)]
@@ -246,10 +246,8 @@ class Run:
             directory=directory,
             format_=format_,
             keep=None,
-            ledger=self.ledger,
-            journal=self.journal,
+            state=self.journal,
             changed=self.changed,
-            is_pressed=lambda: self.pressed,
             log=structlog.wrap_logger(None, processors=[self.log]),
             **options,
         )
@@ -341,7 +339,7 @@ async def test_where_the_states_own_disk_is_full_the_archive_gives_way(tmp_path:
         run.train()
         await run.until(lambda: archiver.statistics().fault is not None)
         assert archiver.statistics().waiting == 2
-        run.pressed = True
+        run.journal.is_congested = True
         await run.settled(archiver)
         assert archiver.statistics().given_up == 2
 

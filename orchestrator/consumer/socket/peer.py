@@ -75,8 +75,8 @@ def to_make_room(connections: Iterable[Connection], holds_nothing: Callable[[Con
 def evicted(limit: int) -> TooManyConnections:
     """What a connection is told that was closed for another."""
     return TooManyConnections(
-        f"closed to make room for another: {limit} connections were open, and of those that hold nothing this one was silent"
-        " for longest; connect again, or see consumer.max_connections"
+        f"closed to make room for another: {limit} connections were open, and of those that hold nothing this one was"
+        " silent for longest; connect again, or see consumer.max_connections"
     )
 
 
