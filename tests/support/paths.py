@@ -11,3 +11,5 @@ ROOT: Final = Path(__file__).parents[2]
 TESTS: Final = ROOT / "tests"
 STATE_V1: Final = TESTS / "fixtures" / "state-v1"
 """A state directory as the first build wrote it."""
+STATE_V2: Final = TESTS / "fixtures" / "state-v2"
+"""A state directory as the last build before the modules moved into folders wrote it."""
