@@ -4,9 +4,8 @@ from orchestrator.engines.pool.parameter_update import EngineUpdate, UpdateMode
 from orchestrator.engines.pool.pool import EnginePool, EngineStatistics, KnownParameters
 from orchestrator.engines.pool.roster import PROBE_TEXT
 
-from .build import build_engine
 from .port import Engine, EngineInfo, GenerationEnd, GenerationRequest, ParameterUpdate, SamplingParams, TokenSink
-from .scripted import ScriptedEngine
+from .scripted.engine import ScriptedEngine
 
 __all__ = [
     "PROBE_TEXT",
@@ -23,5 +22,4 @@ __all__ = [
     "ScriptedEngine",
     "TokenSink",
     "UpdateMode",
-    "build_engine",
 ]
