@@ -211,8 +211,7 @@ def _group_columns(group: Group) -> _Columns:
     logprobs = [sample.logprobs for sample in samples if sample.logprobs is not None]
     if len(logprobs) == len(samples):
         columns.add("logprobs", "F32", 4 * tokens, logprobs)
-    masks = [sample.loss_mask or b"\x01" * length for sample, length in zip(samples, lengths, strict=True)]
-    columns.add("loss_mask", "U8", tokens, masks)
+    columns.add("loss_mask", "U8", tokens, [sample.mask() for sample in samples])
     texts = [sample.text.encode("utf-8", "replace") for sample in samples]
     text_offsets = _offsets([len(text) for text in texts])
     columns.add("text_offsets", "I64", 8 * len(texts) + 8, [text_offsets])
@@ -271,7 +270,7 @@ def encode_group(group: Group, **extra: Any) -> bytes:
     them), ``loss_mask`` U8 [T], ``text_offsets`` I64 [n+1], ``text`` U8 (UTF-8).
 
     Args:
-        group: the group; ``loss_mask`` of each sample is ``None`` or as long as its tokens.
+        group: the group; ``loss_mask`` of each sample is ``None`` (see ``Sample.mask``) or as long as its tokens.
         extra: further header keys; readers ignore those they do not know.
 
     Raises:

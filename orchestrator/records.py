@@ -6,6 +6,8 @@ Invariants:
 * The policy versions of a sample are run-length pairs ``[version, number of tokens]`` whose counts add up to the
   number of its tokens, always; adjacent pairs have different versions.
 * ``logprobs`` is either absent for the whole sample or as long as ``tokens``.
+* Tokens that no policy produced (what a tool or a user said between two turns) have the version ``NO_VERSION``, the
+  log-probability 0 and the loss mask 0. While a sample grows its loss mask follows from its versions and is not kept.
 * Tokens are held as C arrays (4 bytes each), not as lists: thousands of generations are in flight at a time.
 """
 
@@ -66,8 +68,11 @@ class Prompt:
 class Sample:
     """One response to one prompt; it grows while it is generated.
 
-    ``tokens`` [T] int32 and ``logprobs`` [T] float32 hold every sampled token, end-of-sequence included;
-    ``loss_mask`` is ``None`` for all ones, else T bytes of 0 or 1. ``reward`` is ``None`` until it is scored.
+    ``tokens`` [T] int32 and ``logprobs`` [T] float32 hold every sampled token, end-of-sequence included, and between
+    them the tokens of :meth:`append_context`. ``loss_mask`` is T bytes of 0 or 1, or ``None``: 1 for each token that a
+    policy produced (:meth:`mask`). ``finish_reason`` says how the newest turn ended; with the status ``pending`` the
+    sample is not at its end all the same: its text is still asked for, or another turn follows. ``reward`` is ``None``
+    until it is scored.
     """
 
     index: int
@@ -101,6 +106,44 @@ class Sample:
             self.versions[-1][1] += count
         else:
             self.versions.append([version, count])
+
+    def append_context(self, tokens: Sequence[int]) -> None:
+        """Append tokens that nobody sampled, such as the answer of a tool; the next turn goes on behind them."""
+        self.extend(tokens, None if self.logprobs is None else [0.0] * len(tokens), NO_VERSION)
+        self.finish_reason = None
+
+    def mask(self) -> bytes:
+        """The loss mask ``[T]``: ``loss_mask`` where it is set, else 1 for each token that a policy produced."""
+        if self.loss_mask is not None:
+            return self.loss_mask
+        if NO_VERSION not in [version for version, _ in self.versions]:
+            return b"\x01" * len(self.tokens)
+        return b"".join([(b"\x00" if version == NO_VERSION else b"\x01") * count for version, count in self.versions])
+
+    def end(self, reason: str, text: str) -> None:
+        """It is finished: ``stop`` or ``length``, with this text."""
+        self.text = text
+        self.finish_reason = reason
+        self.status = SampleStatus.TRUNCATED if reason == "length" else SampleStatus.COMPLETED
+
+    def cut(self, length: int) -> None:
+        """Forget the tokens from ``length`` on; with 0 everything, see :meth:`clear`.
+
+        ``tokens`` is another array afterwards, so that whoever stored the sample up to here can tell.
+        """
+        if not length:
+            self.clear()
+            return
+        self.tokens = self.tokens[:length]
+        self.logprobs = None if self.logprobs is None else self.logprobs[:length]
+        kept: Versions = []
+        for version, count in self.versions:
+            if length <= 0:
+                break
+            kept.append([version, min(count, length)])
+            length -= count
+        self.versions = kept
+        self.finish_reason = None
 
     def clear(self) -> None:
         """Forget what was generated, to begin again from the prompt."""

@@ -12,7 +12,7 @@ from orchestrator.core.ledger.events import ParametersHeld
 from orchestrator.core.ledger.journal import Journal
 from orchestrator.core.ledger.ledger import Ledger
 from orchestrator.daemon.control.engines import EngineControl
-from orchestrator.engines import Engine, EnginePool, KnownParameters, build_engine
+from orchestrator.engines import Engine, EnginePool, KnownParameters, PoolSettings, build_engine
 
 __all__ = ["assemble_engines"]
 
@@ -51,17 +51,19 @@ def assemble_engines(
     changes = ledger.engine_changes
     pool = EnginePool(
         [build(spec) for spec in specs.values()],
-        request_timeout_s=config.engine_defaults.request_timeout_s,
-        stall_s=config.engine_defaults.stall_s,
-        max_retries=config.engine_defaults.max_retries,
-        chunk_tokens=config.rollout.chunk_tokens,
-        keep_partials=config.rollout.partial_rollout,
+        settings=PoolSettings(
+            request_timeout_s=config.engine_defaults.request_timeout_s,
+            stall_s=config.engine_defaults.stall_s,
+            max_retries=config.engine_defaults.max_retries,
+            chunk_tokens=config.rollout.chunk_tokens,
+            keep_partials=config.rollout.partial_rollout,
+            seed=config.run.seed,
+        ),
         policy_version=lambda: ledger.policy_version,
-        seed=config.run.seed,
         log=log,
         known=KnownParameters(
             version=ledger.policy_version if ledger.version_was_set else None,
-            path=changes.weights_path,
+            path=changes.parameters_path,
             held=dict(changes.held),
         ),
         draining=starting.draining,

@@ -1,7 +1,8 @@
 """Inference engines: the port, its adapters, and the pool that makes one of many."""
 
+from orchestrator.engines.pool.generation_context import TurnEnd, TurnRequest
 from orchestrator.engines.pool.parameter_update import EngineUpdate, UpdateMode
-from orchestrator.engines.pool.pool import EnginePool, EngineStatistics, KnownParameters
+from orchestrator.engines.pool.pool import EnginePool, EngineStatistics, KnownParameters, PoolSettings
 from orchestrator.engines.pool.roster import PROBE_TEXT
 
 from .build import build_engine
@@ -19,9 +20,12 @@ __all__ = [
     "GenerationRequest",
     "KnownParameters",
     "ParameterUpdate",
+    "PoolSettings",
     "SamplingParams",
     "ScriptedEngine",
     "TokenSink",
+    "TurnEnd",
+    "TurnRequest",
     "UpdateMode",
     "build_engine",
 ]

@@ -175,7 +175,7 @@ class Engine(Protocol):
         """
         ...
 
-    async def update_weights(self, update: ParameterUpdate) -> None:
+    async def update_parameters(self, update: ParameterUpdate) -> None:
         """Load other parameters and forget what was cached of the old ones; afterwards the engine answers with the new.
 
         The server is paused for as long as it takes, where it can be, and goes on whether that succeeded or not: with

@@ -274,7 +274,7 @@ class ScriptedEngine:
 
     # -- parameters ----------------------------------------------------------------------------------------------------
 
-    async def update_weights(self, update: ParameterUpdate) -> None:
+    async def update_parameters(self, update: ParameterUpdate) -> None:
         """Take the version after ``update_s``; what is under way waits, as at a server that is paused."""
         async with self._loading:
             await self._wait(self._update_s)

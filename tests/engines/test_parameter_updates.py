@@ -73,7 +73,7 @@ async def is_running(engine: Engine, server: FakeServer) -> None:
 async def test_sglang_pauses_loads_and_goes_on() -> None:
     async with sglang_on() as (engine, server):
         assert (await engine.probe()).policy_version is None
-        await engine.update_weights(ParameterUpdate("new/weights", 7))
+        await engine.update_parameters(ParameterUpdate("new/weights", 7))
         assert server.posted[-3:] == [
             ("/pause_generation", {"mode": "abort"}),
             (
@@ -90,7 +90,7 @@ async def test_sglang_pauses_loads_and_goes_on() -> None:
 
 async def test_vllm_pauses_loads_forgets_and_resumes() -> None:
     async with vllm_on() as (engine, server):
-        await engine.update_weights(ParameterUpdate("new/weights", 7))
+        await engine.update_parameters(ParameterUpdate("new/weights", 7))
         assert server.posted == [
             ("/pause?mode=abort", {}),
             ("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": "new/weights"}}),
@@ -114,7 +114,7 @@ async def test_requests_that_are_kept_go_on_to_their_end(kind: str) -> None:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(generate)
                 await until(lambda: len(got.tokens) >= 6)
-                await engine.update_weights(ParameterUpdate("new/weights", 8, keeps_requests=True))
+                await engine.update_parameters(ParameterUpdate("new/weights", 8, keeps_requests=True))
                 assert steps(server) == (SGLANG_STEPS if kind == "sglang" else VLLM_STEPS)
                 server.released.set()
         assert got.tokens == server.script.expected_response(PROMPT, SamplingParams(max_new_tokens=LONG), 2)[0]
@@ -126,7 +126,7 @@ async def test_requests_that_are_kept_go_on_to_their_end(kind: str) -> None:
 
 async def test_an_older_sglang_that_cannot_pause_is_updated_all_the_same() -> None:
     async with sglang_on(can_pause=False) as (engine, server):
-        await engine.update_weights(ParameterUpdate("new/weights", 7))
+        await engine.update_parameters(ParameterUpdate("new/weights", 7))
         assert server.weight_version == "7"
         await is_running(engine, server)
 
@@ -138,7 +138,7 @@ async def test_an_older_sglang_that_cannot_pause_is_updated_all_the_same() -> No
 async def test_what_sglang_refuses_is_said_in_its_words_and_changes_nothing(path: str) -> None:
     async with sglang_on(weight_version="3") as (engine, server):
         with pytest.raises(EngineRejected, match="Failed to update weights"):
-            await engine.update_weights(ParameterUpdate(path, 4))
+            await engine.update_parameters(ParameterUpdate(path, 4))
         assert steps(server)[-1] == "/continue_generation"
         assert (await engine.probe()).policy_version == 3
         await is_running(engine, server)
@@ -147,7 +147,7 @@ async def test_what_sglang_refuses_is_said_in_its_words_and_changes_nothing(path
 async def test_a_reload_that_fails_in_vllm_leaves_unknown_parameters() -> None:
     async with vllm_on() as (engine, server):
         with pytest.raises(EngineUnavailable, match="no such directory"):
-            await engine.update_weights(ParameterUpdate("missing", 4))
+            await engine.update_parameters(ParameterUpdate("missing", 4))
         assert steps(server) == ["/pause", "/collective_rpc", "/resume"]
         await is_running(engine, server)
 
@@ -155,7 +155,7 @@ async def test_a_reload_that_fails_in_vllm_leaves_unknown_parameters() -> None:
 async def test_a_vllm_without_its_development_mode_is_told_what_to_set() -> None:
     async with vllm_on(dev_mode=False) as (engine, server):
         with pytest.raises(EngineRejected, match="VLLM_SERVER_DEV_MODE=1"):
-            await engine.update_weights(ParameterUpdate("new/weights", 4))
+            await engine.update_parameters(ParameterUpdate("new/weights", 4))
         await is_running(engine, server)
 
 
@@ -163,7 +163,7 @@ async def test_a_sglang_without_updates_is_told_what_to_do() -> None:
     async with sglang_on() as (engine, server):
         server.path_faults = {"/update_weights_from_disk": "404"}
         with pytest.raises(EngineRejected, match="set_policy_version"):
-            await engine.update_weights(ParameterUpdate("new/weights", 4))
+            await engine.update_parameters(ParameterUpdate("new/weights", 4))
         await is_running(engine, server)
 
 
@@ -177,7 +177,7 @@ async def test_a_failure_of_any_step_is_no_success_and_the_server_goes_on(kind: 
     async with on(kind) as (engine, server):
         server.path_faults = {step: fault}
         with pytest.raises(EngineUnavailable) as caught:
-            await engine.update_weights(ParameterUpdate("new/weights", 5, keeps_requests=True))
+            await engine.update_parameters(ParameterUpdate("new/weights", 5, keeps_requests=True))
         order = SGLANG_STEPS if kind == "sglang" else VLLM_STEPS
         assert steps(server) == [*order[: order.index(step) + 1], *([] if step in LAST else [order[-1]])]
         if step in LAST:
@@ -192,7 +192,7 @@ async def test_an_update_that_is_cancelled_at_any_step_leaves_a_server_that_goes
         server.path_faults = {step: "silence"}
         with anyio.fail_after(DEADLINE_S):
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(engine.update_weights, ParameterUpdate("new/weights", 5, True))
+                tasks.start_soon(engine.update_parameters, ParameterUpdate("new/weights", 5, True))
                 await until(lambda: step in steps(server))
                 server.path_faults = {}
                 tasks.cancel_scope.cancel()
@@ -211,10 +211,10 @@ async def test_a_server_that_does_not_answer_is_not_waited_for_for_ever(
     async with on(kind) as (engine, server):
         server.path_faults = {step: "silence"}
         with anyio.fail_after(DEADLINE_S), pytest.raises(EngineUnavailable, match="still be paused"):
-            await engine.update_weights(ParameterUpdate("new/weights", 5))
+            await engine.update_parameters(ParameterUpdate("new/weights", 5))
         with anyio.move_on_after(0.5) as scope:
             scope.cancel()
-            await engine.update_weights(ParameterUpdate("new/weights", 5))
+            await engine.update_parameters(ParameterUpdate("new/weights", 5))
         assert scope.cancelled_caught
 
 
@@ -222,14 +222,14 @@ async def test_a_failure_and_a_server_that_stays_paused_are_both_told() -> None:
     async with sglang_on() as (engine, server):
         server.path_faults = {"/continue_generation": "500"}
         with pytest.raises(EngineUnavailable, match=r"still be paused.*no such file"):
-            await engine.update_weights(ParameterUpdate("missing", 5))
+            await engine.update_parameters(ParameterUpdate("missing", 5))
 
 
 async def test_a_cache_that_was_not_forgotten_is_no_success() -> None:
     async with sglang_on() as (engine, server):
         server.path_faults = {"/flush_cache": "400"}
         with pytest.raises(EngineUnavailable, match="once more"):
-            await engine.update_weights(ParameterUpdate("new/weights", 5, keeps_requests=True))
+            await engine.update_parameters(ParameterUpdate("new/weights", 5, keeps_requests=True))
         await is_running(engine, server)
 
 
@@ -239,7 +239,7 @@ async def test_a_server_that_cannot_load_says_what_to_do_instead(kind: str) -> N
     if kind == "generic":
         engine = OpenAIEngine(name="x", url="http://127.0.0.1:1", dialect="generic")
     with pytest.raises(EngineRejected, match="set_policy_version"):
-        await engine.update_weights(ParameterUpdate("new", 1))
+        await engine.update_parameters(ParameterUpdate("new", 1))
 
 
 # -- instances --------------------------------------------------------------------------------------------------------
@@ -311,13 +311,13 @@ async def test_embedded_serves_the_new_file_and_says_so(tmp_path: Path, models: 
     async with running_engine(engine):
         before, info, pid = await says(engine), await engine.probe(), engine.pid
         assert info.policy_version is None
-        await engine.update_weights(ParameterUpdate(str(models / "b.gguf"), 3))
+        await engine.update_parameters(ParameterUpdate(str(models / "b.gguf"), 3))
         assert engine.pid != pid
         assert not Path(f"/proc/{pid}").exists(), "the old child is ended and collected"
         after = await engine.probe()
         assert (after.policy_version, after.instance != info.instance) == (3, True)
         assert await says(engine) != before
-        await engine.update_weights(ParameterUpdate(str(models / "a.gguf"), 4))
+        await engine.update_parameters(ParameterUpdate(str(models / "a.gguf"), 4))
         assert await says(engine) == before
 
 
@@ -331,7 +331,7 @@ async def test_embedded_goes_on_with_the_old_file_if_the_new_one_cannot_be_loade
     async with running_engine(engine):
         before, pid = await says(engine), engine.pid
         with pytest.raises(EngineRejected, match=r"did not start on .*broken\.gguf"):
-            await engine.update_weights(ParameterUpdate(str(tmp_path / "broken.gguf"), 3))
+            await engine.update_parameters(ParameterUpdate(str(tmp_path / "broken.gguf"), 3))
         assert engine.pid == pid
         assert await says(engine) == before
         assert (await engine.probe()).policy_version is None
@@ -347,15 +347,15 @@ async def test_embedded_holds_what_it_serves_already_and_loads_what_was_replaced
     async with running_engine(engine):
         before, pid = await says(engine), engine.pid
         for version, same in enumerate((model, tmp_path / "link.gguf")):
-            await engine.update_weights(ParameterUpdate(str(same), version))
+            await engine.update_parameters(ParameterUpdate(str(same), version))
             assert (await engine.probe()).policy_version == version
         assert engine.pid == pid, "it serves these parameters already"
         os.utime(model, ns=(1, 1))  # as if it had been written to, which would have killed the server by now
         with pytest.raises(EngineRejected, match="another file"):
-            await engine.update_weights(ParameterUpdate(str(model), 1))
+            await engine.update_parameters(ParameterUpdate(str(model), 1))
         (tmp_path / "new.gguf").write_bytes((models / "b.gguf").read_bytes())
         (tmp_path / "new.gguf").rename(model)
-        await engine.update_weights(ParameterUpdate(str(model), 2))
+        await engine.update_parameters(ParameterUpdate(str(model), 2))
         assert await says(engine) != before
         assert (await engine.probe()).policy_version == 2
 
@@ -365,7 +365,7 @@ async def test_embedded_starts_again_on_the_newest_file_and_knows_its_version(tm
     model.write_bytes((models / "b.gguf").read_bytes())
     engine = embedded(tmp_path, models / "a.gguf")
     async with running_engine(engine):
-        await engine.update_weights(ParameterUpdate(str(model), 9))
+        await engine.update_parameters(ParameterUpdate(str(model), 9))
         expected, info = await says(engine), await engine.probe()
         await killed_and_back(engine)
         assert await says(engine) == expected
@@ -397,7 +397,7 @@ async def test_embedded_can_be_updated_while_it_is_down(
         os.kill(engine.pid, signal.SIGKILL)
         with anyio.fail_after(DEADLINE_S):
             await until(lambda: engine.url is None)
-            await engine.update_weights(ParameterUpdate(str(models / "b.gguf"), 2))
+            await engine.update_parameters(ParameterUpdate(str(models / "b.gguf"), 2))
         pid = engine.pid
         assert (await engine.probe()).policy_version == 2
         await anyio.sleep(0.1)  # longer than the wait before a restart
@@ -408,9 +408,9 @@ async def test_embedded_can_be_updated_while_it_is_down(
 async def test_embedded_does_not_keep_requests(tmp_path: Path, models: Path) -> None:
     engine = embedded(tmp_path, models / "a.gguf")
     with pytest.raises(EngineRejected, match="abort or finish"):
-        await engine.update_weights(ParameterUpdate(str(models / "b.gguf"), 1, keeps_requests=True))
+        await engine.update_parameters(ParameterUpdate(str(models / "b.gguf"), 1, keeps_requests=True))
     with pytest.raises(EngineUnavailable, match="does not run"):
-        await engine.update_weights(ParameterUpdate(str(models / "b.gguf"), 1))
+        await engine.update_parameters(ParameterUpdate(str(models / "b.gguf"), 1))
 
 
 async def test_an_embedded_update_that_is_cancelled_leaves_one_child(tmp_path: Path, models: Path) -> None:
@@ -419,7 +419,7 @@ async def test_an_embedded_update_that_is_cancelled_leaves_one_child(tmp_path: P
         before, was_cut = await says(engine), 0
         for ms in (0, 2, 5, 20, 50, 100):
             with anyio.move_on_after(ms / 1000) as scope:
-                await engine.update_weights(ParameterUpdate(str(models / "b.gguf"), 1))
+                await engine.update_parameters(ParameterUpdate(str(models / "b.gguf"), 1))
             was_cut += scope.cancelled_caught
             with anyio.fail_after(DEADLINE_S):
                 await until(lambda: children() == {engine.pid})
@@ -444,16 +444,16 @@ def children() -> set[int]:
 async def test_a_scripted_engine_reports_what_it_was_given() -> None:
     engine = ScriptedEngine(name="s", time_scale=0, update_faults={2: "refuse", 3: "break", 4: "hang"})
     assert (await engine.probe()).policy_version is None
-    await engine.update_weights(ParameterUpdate("x", 1))
+    await engine.update_parameters(ParameterUpdate("x", 1))
     failures: Sequence[tuple[int, type[EngineError]]] = ((2, EngineRejected), (3, EngineUnavailable))
     for version, kind in failures:
         with pytest.raises(kind):
-            await engine.update_weights(ParameterUpdate("x", version))
+            await engine.update_parameters(ParameterUpdate("x", version))
     with anyio.move_on_after(0.01):
-        await engine.update_weights(ParameterUpdate("x", 4))
+        await engine.update_parameters(ParameterUpdate("x", 4))
     assert (await engine.probe()).policy_version == 1
     assert (await ask(engine, request(PROMPT, n=8))).tokens
-    await engine.update_weights(ParameterUpdate("x", 5))
+    await engine.update_parameters(ParameterUpdate("x", 5))
     assert (await engine.probe()).policy_version == 5
 
 
@@ -464,7 +464,7 @@ async def test_a_scripted_engine_says_nothing_while_it_loads() -> None:
         def sink(tokens: Sequence[int], logprobs: Sequence[float] | None, text: str) -> None:
             got.sink(tokens, logprobs, text)
             if len(got.tokens) == 4:
-                update.start_soon(engine.update_weights, ParameterUpdate("x", 4, keeps_requests=True))
+                update.start_soon(engine.update_parameters, ParameterUpdate("x", 4, keeps_requests=True))
 
         tasks.start_soon(engine.generate, request(PROMPT, n=50), sink)
         for _ in range(2):
@@ -480,7 +480,7 @@ async def test_an_answer_that_never_comes_is_the_callers_to_give_up() -> None:
     async with sglang_on() as (engine, server):
         server.path_faults = {"/update_weights_from_disk": "silence"}
         with anyio.move_on_after(0.1) as scope:
-            await engine.update_weights(ParameterUpdate("x", 1))
+            await engine.update_parameters(ParameterUpdate("x", 1))
         assert scope.cancelled_caught
         with pytest.raises(EngineStalled):
             await engine._http.ask_raw("/update_weights_from_disk", {}, deadline_s=0.05)
@@ -508,12 +508,12 @@ async def test_a_real_vllm_loads_other_parameters_and_goes_on(keeps_requests: bo
             for i in range(len(got) if keeps_requests else 0):
                 tasks.start_soon(one, i)
             await until(lambda: not keeps_requests or sum(bool(one.end) for one in got) > 2)
-            await engine.update_weights(ParameterUpdate(f"{VLLM_MODELS}/second", 2, keeps_requests))
+            await engine.update_parameters(ParameterUpdate(f"{VLLM_MODELS}/second", 2, keeps_requests))
             assert not keeps_requests or any(one.end is None for one in got)
         assert await says(engine) != before
         assert all(one.end is not None and one.end.reason == "stop" for one in got) or not keeps_requests
         assert (await engine.probe()).instance == info.instance is not None
-        await engine.update_weights(ParameterUpdate(f"{VLLM_MODELS}/first", 3))
+        await engine.update_parameters(ParameterUpdate(f"{VLLM_MODELS}/first", 3))
         assert await says(engine) == before
     finally:
         await engine.aclose()

@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 import structlog
 
-from orchestrator.engines import Engine, EnginePool, GenerationEnd, GenerationRequest, SamplingParams
+from orchestrator.engines import Engine, EnginePool, GenerationEnd, GenerationRequest, PoolSettings, SamplingParams
 
 DEADLINE_S = 30.0
 """Only a test that hangs meets it."""
@@ -77,18 +77,18 @@ async def running_engine(engine: Engine) -> AsyncIterator[Engine]:
             tasks.cancel_scope.cancel()
 
 
-def pool_of(*engines: Engine, **settings: Any) -> EnginePool:
-    defaults: dict[str, Any] = {
-        "request_timeout_s": DEADLINE_S,
-        "stall_s": DEADLINE_S,
-        "max_retries": 3,
-        "chunk_tokens": None,
-        "keep_partials": True,
-        "policy_version": lambda: 0,
-        "seed": 0,
-        "log": structlog.get_logger(),
-    }
-    return EnginePool(engines, **defaults | settings)
+def pool_of(*engines: Engine, **options: Any) -> EnginePool:
+    """Options of the pool and of its settings side by side; what is not given is patient and keeps everything."""
+    settings = PoolSettings(
+        request_timeout_s=options.pop("request_timeout_s", DEADLINE_S),
+        stall_s=options.pop("stall_s", DEADLINE_S),
+        max_retries=options.pop("max_retries", 3),
+        chunk_tokens=options.pop("chunk_tokens", None),
+        keep_partials=options.pop("keep_partials", True),
+        seed=options.pop("seed", 0),
+    )
+    defaults: dict[str, Any] = {"policy_version": lambda: 0, "log": structlog.get_logger()}
+    return EnginePool(engines, settings=settings, **defaults | options)
 
 
 @asynccontextmanager

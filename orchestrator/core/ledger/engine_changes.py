@@ -38,11 +38,11 @@ class StartingEngines:
 class EngineChanges:
     """See the module's invariants.
 
-    ``weights_path``: of the policy version in force, if known. ``held``: version and identity by engine. ``added``:
+    ``parameters_path``: of the policy version in force, if known. ``held``: version and identity by engine. ``added``:
     options by name. ``removed``, ``draining``: by name the options that the file had at that time.
     """
 
-    weights_path: str | None = None
+    parameters_path: str | None = None
     held: dict[str, tuple[int | None, str | None]] = field(default_factory=dict)
     added: dict[str, dict[str, Any]] = field(default_factory=dict)
     removed: dict[str, dict[str, Any] | None] = field(default_factory=dict)
@@ -52,7 +52,7 @@ class EngineChanges:
         """Change as the event says."""
         match event:
             case VersionSet():
-                self.weights_path = event.path
+                self.parameters_path = event.path
             case ParametersHeld():
                 self.held[event.engine] = (event.version, event.identity)
             case EngineAdded():
@@ -99,13 +99,13 @@ class EngineChanges:
 
     def forget_parameters(self) -> None:
         """Nobody knows which parameters the engines hold."""
-        self.weights_path = None
+        self.parameters_path = None
         self.held.clear()
 
     def snapshot(self) -> dict[str, Any]:
         """As JSON."""
         return {
-            "weights_path": self.weights_path,
+            "weights_path": self.parameters_path,
             "held": {name: list(held) for name, held in self.held.items()},
             "added": self.added,
             "removed": self.removed,
@@ -114,7 +114,7 @@ class EngineChanges:
 
     def load(self, data: Mapping[str, Any]) -> None:
         """Become what ``snapshot`` described; nothing, where an older version wrote none."""
-        self.weights_path = data.get("weights_path")
+        self.parameters_path = data.get("weights_path")
         self.held = {name: (version, identity) for name, (version, identity) in data.get("held", {}).items()}
         self.added = dict(data.get("added", {}))
         self.removed = dict(data.get("removed", {}))

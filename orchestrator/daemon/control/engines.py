@@ -164,7 +164,7 @@ class EngineControl:
         is_same = version == ledger.policy_version and ledger.version_was_set
         if not is_same:
             self._journal.record(VersionSet(version=version))
-        self._pool.hold(version, ledger.engine_changes.weights_path if is_same else None)
+        self._pool.hold(version, ledger.engine_changes.parameters_path if is_same else None)
         in_flight = self._pool.in_flight
         return in_flight, self._pool.interrupt() if mode == "abort" else 0
 
@@ -192,7 +192,7 @@ class EngineControl:
 
         self._is_updating = True
         try:
-            reports = await self._pool.update_weights(
+            reports = await self._pool.update_parameters(
                 update, mode, rolling=rolling, timeout_s=timeout_s, on_first=on_first
             )
         finally:

@@ -159,7 +159,7 @@ class EmbeddedEngine:
                 except EngineError:
                     wait = min(MAX_RESTART_S, 2 * wait)
 
-    async def update_weights(self, update: ParameterUpdate) -> None:
+    async def update_parameters(self, update: ParameterUpdate) -> None:
         """Start a child on the new file, then end the old one. Both are in memory for a moment.
 
         Raises:

@@ -4,7 +4,7 @@ Shared by all adapters of servers; it knows nothing of what is said.
 
 Invariants:
 
-* No retries. Errors are those of ``http_errors``; a request without a stream that outlives its deadline is
+* No retries. Errors are those of ``errors``; a request without a stream that outlives its deadline is
   ``EngineStalled``.
 * Every line, every answer and every error text is bounded, whatever the server sends.
 * Leaving a stream before its end closes its connection. Each request has its own, and streams use one after the other
@@ -26,7 +26,7 @@ import orjson
 from orchestrator.errors import EngineStalled, EngineUnavailable
 
 from .errors import Failures, said
-from .events import MAX_ERROR_BYTES, EventStream
+from .events import MAX_ERROR_BYTES, Connections, EventStream
 from .origin import Origin, OriginUnreachable
 
 __all__ = ["REQUEST_DEADLINE_S", "EngineHttp", "TokenId"]
@@ -91,6 +91,11 @@ class EngineHttp:
         self._is_closed = False
         self._under_way: set[anyio.CancelScope] = set()
         self._streams: set[EventStream[Any]] = set()
+        self._stream_connections = Connections(
+            connect=self._connect,
+            left=self._streams.discard,
+            keep=self._origin.kept.put if self._origin.kept is not None else None,
+        )
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
@@ -208,7 +213,7 @@ class EngineHttp:
     # -- streams -------------------------------------------------------------------------------------------------------
 
     async def stream(self, path: str, into: type[T], body: Any, on_event: Callable[[T], bool]) -> None:
-        """Hand over the events of a POST, until one was enough or there are no more; see ``http_events``.
+        """Hand over the events of a POST, until one was enough or there are no more; see ``events``.
 
         It has no deadline: the caller sets one.
 
@@ -232,10 +237,8 @@ class EngineHttp:
             self._origin.request(path, orjson.dumps(body)),
             self._decoder(into),
             on_event,
+            connections=self._stream_connections,
             error_s=self._connect_timeout_s,
-            left=self._streams.discard,
-            connect=self._connect,
-            keep=self._origin.kept.put if self._origin.kept is not None else None,
         )
         self._streams.add(stream)
         kept = self._origin.kept.take() if self._origin.kept is not None else None

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any, Final, Generic, Self, TypeVar, cast
 
 import httptools
@@ -25,7 +26,7 @@ import msgspec
 
 from .errors import Failures, said
 
-__all__ = ["EventStream"]
+__all__ = ["Connections", "EventStream"]
 
 MAX_LINE_BYTES: Final = 64 << 20
 """A cumulative event repeats the whole response with its log-probabilities: a million tokens at 50 bytes fit."""
@@ -48,6 +49,19 @@ IS_OK: Final = 200
 T = TypeVar("T")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connections:
+    """Where a stream has its connection from, and where it leaves it.
+
+    ``connect`` makes one for it; ``keep`` takes one that may be used again, ``None``: it is closed; ``left`` is called
+    when the stream has nothing to do with its connection any more.
+    """
+
+    connect: Callable[[EventStream[Any]], Awaitable[None]]
+    left: Callable[[EventStream[Any]], object]
+    keep: Callable[[asyncio.Transport], None] | None = None
+
+
 class EventStream(asyncio.Protocol, Generic[T]):
     """One request on a connection, and its answer; left with the ``with`` block.
 
@@ -57,10 +71,8 @@ class EventStream(asyncio.Protocol, Generic[T]):
         request: all bytes of it.
         decoder: of an event.
         on_event: takes an event, and says whether that was enough.
+        connections: see :class:`Connections`.
         error_s: in which the text of a refusal has to come.
-        left: called when it has nothing to do with its connection any more.
-        keep: takes a connection that may be used again; ``None``: it is closed.
-        connect: makes a connection for it.
     """
 
     __slots__ = (
@@ -97,10 +109,8 @@ class EventStream(asyncio.Protocol, Generic[T]):
         decoder: msgspec.json.Decoder[T],
         on_event: Callable[[T], bool],
         *,
+        connections: Connections,
         error_s: float,
-        left: Callable[[EventStream[Any]], None],
-        connect: Callable[[EventStream[Any]], Awaitable[None]],
-        keep: Callable[[asyncio.Transport], None] | None = None,
     ) -> None:
         self._failures = failures
         self.path = path
@@ -108,9 +118,9 @@ class EventStream(asyncio.Protocol, Generic[T]):
         self._decoder = decoder
         self._on_event: Callable[[T], bool] | None = on_event
         self._error_s = error_s
-        self._left: Callable[[EventStream[Any]], None] | None = left
-        self._connect = connect
-        self._keep = keep
+        self._left: Callable[[EventStream[Any]], object] | None = connections.left
+        self._connect = connections.connect
+        self._keep = connections.keep
         self._parser: httptools.HttpResponseParser | None = None
         self._transport: asyncio.Transport | None = None
         self._rest = bytearray()  # of a line; or the text of a refusal
@@ -145,7 +155,7 @@ class EventStream(asyncio.Protocol, Generic[T]):
         """Wait until it is over; it has no deadline: the caller sets one.
 
         Raises:
-            EngineRejected, EngineUnavailable: see ``http_errors``; or what ``on_event`` raised.
+            EngineRejected, EngineUnavailable: see ``errors``; or what ``on_event`` raised.
         """
         while not self._is_over:
             if self._is_stale:

@@ -154,7 +154,7 @@ class LlamaCppEngine:
         """``/detokenize``, without control tokens."""
         return await self._text.detokenize(tokens)
 
-    async def update_weights(self, update: ParameterUpdate) -> None:
+    async def update_parameters(self, update: ParameterUpdate) -> None:
         """Refused: the server cannot."""
         raise EngineRejected(self.name, CANNOT_LOAD)
 

@@ -119,7 +119,7 @@ class OpenAIChat:
     def _refuse_tokens(self) -> NoReturn:
         raise EngineRejected(self.name, "it has no token ids, being spoken to in texts alone (dialect: chat)")
 
-    async def update_weights(self, update: ParameterUpdate) -> None:
+    async def update_parameters(self, update: ParameterUpdate) -> None:
         """Refused: there is no way that all such servers share."""
         raise EngineRejected(self.name, CANNOT_LOAD)
 

@@ -165,9 +165,9 @@ class OpenAIEngine:
         """See the port."""
         return await (await self._found()).generate(request, sink)
 
-    async def update_weights(self, update: ParameterUpdate) -> None:
+    async def update_parameters(self, update: ParameterUpdate) -> None:
         """See the port."""
-        await (await self._found()).update_weights(update)
+        await (await self._found()).update_parameters(update)
 
     async def aclose(self) -> None:
         """Close all connections."""

@@ -191,8 +191,8 @@ class OpenAITokens:
         """``/detokenize``, without control tokens."""
         return await self._text.detokenize(tokens)
 
-    async def update_weights(self, update: ParameterUpdate) -> None:
-        """Of a vLLM server: pause, load, forget, resume; see ``vllm_weights``."""
+    async def update_parameters(self, update: ParameterUpdate) -> None:
+        """Of a vLLM server: pause, load, forget, resume; see ``vllm_parameters``."""
         if self._dialect != "vllm":
             raise EngineRejected(self.name, CANNOT_LOAD)
         await update_vllm_parameters(self._http, update)

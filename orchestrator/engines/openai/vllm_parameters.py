@@ -5,7 +5,7 @@ requests that are kept: these are computed again from their tokens.
 
 Invariants:
 
-* The server is told to resume, whatever happened (``weights``).
+* The server is told to resume, whatever happened (``http.parameters``).
 * Refused is what changed nothing. A reload that fails may have changed a part: what the server holds is then unknown.
   Version 0.32 ends altogether when it does not find the path, which cannot be seen from here.
 """

@@ -1,4 +1,4 @@
-"""Pauses of a vLLM server, which a trainer makes to change the weights.
+"""Pauses of a vLLM server, which a trainer makes to change the parameters.
 
 While it is paused, version 0.32 lets new requests wait without a word, and 0.33 refuses them with 503. Neither is the
 fault of the request: it waits, and the pool is told that this is no stall.

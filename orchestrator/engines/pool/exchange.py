@@ -79,12 +79,14 @@ async def exchange(
     """
     sent = requests.begin(member, timeout_s=settings.request_timeout_s, stall_s=settings.stall_s, may_move=may_move)
 
+    held, counts = member.held, member.counts
+
     def sink(tokens: Sequence[int], logprobs: Sequence[float] | None, text: str) -> None:
         if sent.is_stopped:  # an adapter may hand over several events before it notices
             return
-        held = member.held.version
-        is_over = answer.add(tokens, logprobs, text, settings.policy_version() if held is None else held)
-        member.tokens += len(tokens)
+        version = held.version
+        is_over = answer.add(tokens, logprobs, text, settings.policy_version() if version is None else version)
+        counts.tokens += len(tokens)
         requests.heard(sent, of_tokens=bool(tokens or text))
         sent.touch()
         if is_over:

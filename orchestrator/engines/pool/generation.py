@@ -1,4 +1,4 @@
-"""One sample on its way: requests to engines until it is finished.
+"""One turn of a sample: requests to engines until the turn has ended.
 
 Invariants:
 
@@ -6,6 +6,9 @@ Invariants:
   ``max_retries`` failures in a row without a new token it has failed. A request that was refused (4xx) is not repeated.
 * A request whose first token is late goes elsewhere, at most ``MAX_MOVES`` times between two tokens: it may be slow by
   its own doing. That is no failure.
+* What the sample had before the turn (earlier turns, the answers of tools) is never touched.
+* That a turn has ended is known to its sample (``finish_reason``) before its text is asked for: a turn that is cut
+  there has only its text missing.
 * An interruption ends a request, never a sample: it goes on by itself once dispatch is open.
 * No slot is held while a sample waits for its next attempt.
 * The seams between requests do not show: a stop text or the end of the sequence before one ends the response, and so
@@ -28,7 +31,7 @@ from orchestrator.records import Sample, SampleStatus
 
 from .backoff import backoff
 from .exchange import Answer, exchange
-from .generation_context import Asked, GenerationContext
+from .generation_context import GenerationContext, TurnEnd, TurnRequest
 from .member import Member
 from .stop_texts import StopWatch, cut_at_stop, tail_tokens
 
@@ -43,18 +46,19 @@ LATE: Final = "its first tokens come long after those of the other engines; requ
 
 
 class Generation:
-    """Drives one sample; made anew for each time it is worked on."""
+    """Drives one turn; made anew for each time it is worked on."""
 
-    def __init__(self, asked: Asked, context: GenerationContext) -> None:
+    def __init__(self, asked: TurnRequest, context: GenerationContext) -> None:
         self._asked = asked
         self._context = context
         self._sample = asked.sample
+        self._begin = asked.begin
         self._sampling = asked.sampling
         self._settings = context.settings
         self._failures = 0
         self._attempt = asked.trial * ATTEMPTS_A_TRIAL
         self._cuts = context.requests.cuts
-        self._last: Member | None = None
+        self._last = None if asked.engine is None else context.named(asked.engine)
         self._avoided: Member | None = None
         self._moves = 0
         self._text: list[str] = []
@@ -62,27 +66,30 @@ class Generation:
 
     async def run(
         self, before_piece: Callable[[Sample], None] | None, after_piece: Callable[[Sample], Awaitable[None]] | None
-    ) -> None:
-        """Extend the sample until it is finished; see :meth:`~orchestrator.engines.pool.pool.EnginePool.generate`."""
+    ) -> TurnEnd:
+        """Extend the sample until the turn has ended; see :meth:`~orchestrator.engines.pool.pool.EnginePool.turn`."""
         sample = self._sample
-        if sample.tokens:
+        if sample.finish_reason is not None:
+            self._text_is_whole = False  # only its text is missing
+        elif len(sample.tokens) > self._begin:
             self._count_piece()
         try:
-            while not sample.is_finished:
+            while sample.finish_reason is None:
                 if before_piece is not None:
                     before_piece(sample)
                 await self._piece()
-                if not sample.is_finished and after_piece is not None:
+                if sample.finish_reason is None and after_piece is not None:
                     await after_piece(sample)
-            sample.text = await self._whole_text()
+            reason: Literal["stop", "length"] = "length" if sample.finish_reason == "length" else "stop"
+            return TurnEnd(reason, await self._whole_text(), None if self._last is None else self._last.name)
         except GenerationFailed:
             sample.status = SampleStatus.FAILED
             raise
 
     async def _piece(self) -> None:
-        """One request, if one is needed; afterwards the sample is finished, longer, or one failure nearer its end."""
+        """One request, if one is needed; afterwards the turn has ended, is longer, or one failure nearer its end."""
         sample = self._sample
-        if len(sample.tokens) >= self._sampling.max_new_tokens:
+        if self._is_full():
             self._finish("length")
             return
         watch = await self._stop_watch()
@@ -95,7 +102,7 @@ class Generation:
         try:
             if self._forget_if_cut():
                 watch.forget()
-                before = 0
+                before = len(sample.tokens)
             failure = await self._request_once(member, watch)
             if failure is not None:
                 self._note_failure(member, failure)
@@ -105,22 +112,23 @@ class Generation:
             await self._failed(failure, had_progress=len(sample.tokens) > before)
 
     async def _stop_watch(self) -> StopWatch | None:
-        """A watch that knows the newest text; ``None``: the response ended with it, cut before its engine said so."""
+        """A watch that knows the newest text; ``None``: the turn ended with it, cut before its engine said so."""
         tokens, sampling = self._sample.tokens, self._sampling
         watch = StopWatch(sampling.stop)
-        if tokens and (tokens[-1] in sampling.stop_token_ids or tokens[-1] in self._context.end_ids()):
+        has_begun = len(tokens) > self._begin
+        if has_begun and (tokens[-1] in sampling.stop_token_ids or tokens[-1] in self._context.end_ids()):
             return None
-        if not tokens or not sampling.stop:
+        if not has_begun or not sampling.stop:
             return watch
-        newest = tokens[-tail_tokens(sampling.stop) :]
+        newest = tokens[max(self._begin, len(tokens) - tail_tokens(sampling.stop)) :]
         return None if watch.add(await self._text_of(newest)) else watch
 
     def _forget_if_cut(self) -> bool:
         """Begin anew if an interruption fell between two requests and partial rollouts are not kept."""
         was_cut, self._cuts = self._cuts != self._context.requests.cuts, self._context.requests.cuts
-        if not (was_cut and self._sample.tokens) or self._settings.keep_partials:
+        if not (was_cut and len(self._sample.tokens) > self._begin) or self._settings.keep_partials:
             return False
-        self._sample.clear()
+        self._sample.cut(self._begin)
         return True
 
     async def _request_once(self, member: Member, watch: StopWatch) -> EngineError | None:
@@ -131,8 +139,10 @@ class Generation:
         """
         sample = self._sample
         before = len(sample.tokens)
+        if before == self._begin:
+            self._text, self._text_is_whole = [], True
         if before == 0:
-            sample.versions, self._text, self._text_is_whole = [], [], True
+            sample.versions = []
         context = member.info.context_tokens if member.info is not None else None
         if before and context is not None and len(self._asked.prompt_tokens) + before >= context:
             self._finish("length")
@@ -148,7 +158,7 @@ class Generation:
             )
         except EngineRejected as error:
             member.health.request_succeeded()
-            member.failed += 1
+            member.counts.failed += 1
             raise GenerationFailed(f"sample {sample.index} was refused: {error.message}") from error
         except EngineError as error:
             return error
@@ -166,14 +176,15 @@ class Generation:
 
     def _request(self, member: Member) -> GenerationRequest:
         sample, sampling, settings = self._sample, self._sampling, self._settings
-        generated = len(sample.tokens)
+        length = len(sample.tokens)
+        generated = length - self._begin
         seed = settings.seed if sampling.seed is None else sampling.seed
         request = GenerationRequest(
-            request_id=f"{sample.index}-{generated}-{self._attempt}",
+            request_id=f"{sample.index}-{length}-{self._attempt}",
             tokens=self._tokens_so_far() if not member.is_text_only else [],
             max_new_tokens=sampling.max_new_tokens if member.is_text_only else self._piece_tokens(generated),
             sampling=sampling,
-            seed=zlib.crc32(f"{seed}/{sample.index}/{generated}/{self._attempt}".encode()),
+            seed=zlib.crc32(f"{seed}/{sample.index}/{length}/{self._attempt}".encode()),
             generated=generated,
             sample_index=sample.index,
             attempt=self._attempt,
@@ -183,7 +194,7 @@ class Generation:
         return request
 
     def _tokens_so_far(self) -> Sequence[int]:
-        """Prompt and response; the prompt's own where that is all, which its group shares."""
+        """Prompt and response so far; the prompt's own where that is all, which its group shares."""
         prompt, response = self._asked.prompt_tokens, self._sample.tokens
         return array("i", prompt) + response if response else prompt
 
@@ -197,30 +208,30 @@ class Generation:
     def _interrupted(self, member: Member, *, was_heard: bool) -> None:
         """A request was cut. One of which nothing came says nothing good of its engine, and after a while that."""
         self._cuts = self._context.requests.cuts
-        member.interrupted += 1
+        member.counts.interrupted += 1
         if was_heard:
             member.health.request_succeeded()
         elif member.silent_s >= self._settings.exchange.stall_s:
             silence = f"no token for {member.silent_s:.0f} s, over several requests that were cut"
             self._note_failure(member, EngineStalled(member.name, silence))
         if not self._settings.keep_partials:
-            self._sample.clear()
-        elif self._sample.tokens:
+            self._sample.cut(self._begin)
+        elif len(self._sample.tokens) > self._begin:
             self._count_piece()
 
     def _late(self, member: Member) -> None:
         """The first token is late; the next request goes elsewhere, and has all the time it needs."""
-        member.late += 1
+        member.counts.late += 1
         self._moves += 1
         self._last, self._avoided = None, member
         if member.went_wrong(member.health.request_late(LATE)):
             self._context.log.warning(f"engine {member.name} rests, then is tried again: {LATE}")
-        if self._sample.tokens:
+        if len(self._sample.tokens) > self._begin:
             self._count_piece()
 
     def _note_failure(self, member: Member, error: EngineError) -> None:
-        member.failed += 1
-        member.stalled += isinstance(error, EngineStalled)
+        member.counts.failed += 1
+        member.counts.stalled += isinstance(error, EngineStalled)
         if member.went_wrong(member.health.request_failed(error.message)):
             self._context.log.warning(
                 f"engine {member.name} is down after failures in a row: {error.message}",
@@ -240,29 +251,32 @@ class Generation:
             raise GenerationFailed(
                 f"sample {self._sample.index} failed {self._failures} times without a new token, last: {error.message}"
             ) from error
-        if self._sample.tokens:
+        if len(self._sample.tokens) > self._begin:
             self._count_piece()
         await anyio.sleep(backoff(self._context.jitter, self._failures))
 
     def _ended(self, member: Member, end: GenerationEnd, before: int) -> None:
         sample = self._sample
-        member.completed += 1
+        member.counts.completed += 1
         member.health.request_succeeded()
         self._last, self._avoided = member, None
         if member.is_text_only:
             sample.metadata["text_only"], sample.logprobs = True, None
         gained = len(sample.tokens) - before
         self._failures = 0 if gained else self._failures
-        self._text_is_whole = self._text_is_whole and end.text_complete and before == 0
+        self._text_is_whole = self._text_is_whole and end.text_complete and before == self._begin
         if end.reason == "abort":
             self._count_piece()
         elif end.reason == "stop":
             self._finish("stop")
-        elif gained < self._piece_tokens(before) or gained >= self._sampling.max_new_tokens - before:
+        elif gained < self._piece_tokens(before - self._begin) or self._is_full():
             self._finish("length")
 
+    def _is_full(self) -> bool:
+        return len(self._sample.tokens) - self._begin >= self._sampling.max_new_tokens
+
     def _finish(self, reason: Literal["stop", "length"]) -> None:
-        self._sample.status = SampleStatus.COMPLETED if reason == "stop" else SampleStatus.TRUNCATED
+        """The turn has ended; what becomes of its sample is decided by whoever asked for the turn."""
         self._sample.finish_reason = reason
 
     def _count_piece(self) -> None:
@@ -271,9 +285,11 @@ class Generation:
         self._sample.metadata["pieces"] = self._sample.metadata.get("pieces", 1) + 1
 
     async def _whole_text(self) -> str:
-        if self._text_is_whole or not self._sample.tokens:
+        tokens = self._sample.tokens
+        if self._text_is_whole or len(tokens) <= self._begin:
             return cut_at_stop("".join(self._text), self._sampling.stop)
-        return cut_at_stop(await self._text_of(self._sample.tokens), self._sampling.stop)
+        turn = tokens[self._begin :] if self._begin else tokens
+        return cut_at_stop(await self._text_of(turn), self._sampling.stop)
 
     async def _text_of(self, tokens: Sequence[int]) -> str:
         try:

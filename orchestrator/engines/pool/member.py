@@ -12,7 +12,7 @@ from .health import Health
 from .held_parameters import HeldParameters
 from .lateness import FirstToken
 
-__all__ = ["EngineStatistics", "Member"]
+__all__ = ["EngineStatistics", "Member", "RequestCounts", "Watch"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,36 +44,52 @@ class EngineStatistics:
     policy_version: int | None
 
 
-@dataclass(slots=True, eq=False)
-class Member:
-    """One engine of the pool.
+@dataclass(slots=True)
+class RequestCounts:
+    """How requests ended, and the tokens received; see :class:`EngineStatistics`."""
 
-    ``required`` is the policy version that it has to hold to be given work; ``None``: none was ever set.
-    ``is_draining`` and ``is_updating`` keep new requests away; ``updates`` counts those who want to change its
-    parameters, one of whom has its ``turn``. ``scope`` ends its life; ``woken`` wakes whoever watches it, and
-    ``is_probe_due`` says that it is to be probed now. ``silent_s``: see ``requests``.
-    """
-
-    engine: Engine
-    health: Health = field(default_factory=Health)
-    held: HeldParameters = field(default_factory=HeldParameters)
-    first_token: FirstToken = field(default_factory=FirstToken)
-    info: EngineInfo | None = None
-    required: int | None = None
-    is_draining: bool = False
-    updates: int = 0
-    turn: anyio.Lock = field(default_factory=anyio.Lock)
-    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
-    woken: anyio.Event = field(default_factory=anyio.Event)
-    is_probe_due: bool = True
-    silent_s: float = 0.0
-    in_flight: int = 0
     completed: int = 0
     failed: int = 0
     stalled: int = 0
     late: int = 0
     interrupted: int = 0
     tokens: int = 0
+
+
+@dataclass(slots=True)
+class Watch:
+    """The task that owns an engine and probes it.
+
+    ``scope`` ends it; ``woken`` wakes it while it rests, and ``is_probe_due`` says that the engine is to be probed now.
+    """
+
+    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+    woken: anyio.Event = field(default_factory=anyio.Event)
+    is_probe_due: bool = True
+
+
+@dataclass(slots=True, eq=False)
+class Member:
+    """One engine of the pool.
+
+    ``required`` is the policy version that it has to hold to be given work; ``None``: none was ever set.
+    ``is_draining`` and ``is_updating`` keep new requests away; ``updates`` counts those who want to change its
+    parameters, one of whom holds ``loading``. ``silent_s``: see ``requests_in_flight``.
+    """
+
+    engine: Engine
+    held: HeldParameters = field(default_factory=HeldParameters)
+    health: Health = field(default_factory=Health, init=False)
+    first_token: FirstToken = field(default_factory=FirstToken, init=False)
+    watch: Watch = field(default_factory=Watch, init=False)
+    counts: RequestCounts = field(default_factory=RequestCounts, init=False)
+    info: EngineInfo | None = field(default=None, init=False)
+    required: int | None = field(default=None, init=False)
+    is_draining: bool = field(default=False, init=False)
+    updates: int = field(default=0, init=False)
+    loading: anyio.Lock = field(default_factory=anyio.Lock, init=False)
+    silent_s: float = field(default=0.0, init=False)
+    in_flight: int = field(default=0, init=False)
 
     @property
     def name(self) -> str:
@@ -128,13 +144,13 @@ class Member:
 
     def probe_soon(self) -> None:
         """Have it probed now."""
-        self.is_probe_due = True
-        self.woken.set()
+        self.watch.is_probe_due = True
+        self.watch.woken.set()
 
     def went_wrong(self, is_down_now: bool) -> bool:
         """After a failure of a request: have its watch look when to probe it next. Returns what it was given."""
         if is_down_now:
-            self.woken.set()
+            self.watch.woken.set()
         return is_down_now
 
     def taken(self) -> None:
@@ -154,12 +170,12 @@ class Member:
             state=self.state,
             in_flight=self.in_flight,
             max_in_flight=self.engine.max_in_flight,
-            completed=self.completed,
-            failed=self.failed,
-            stalled=self.stalled,
-            late=self.late,
-            interrupted=self.interrupted,
-            tokens=self.tokens,
+            completed=self.counts.completed,
+            failed=self.counts.failed,
+            stalled=self.counts.stalled,
+            late=self.counts.late,
+            interrupted=self.counts.interrupted,
+            tokens=self.counts.tokens,
             first_token_s=self.first_token.mean_s if self.first_token.seen else None,
             last_error=self.health.last_error,
             model=self.info.model if self.info is not None else None,

@@ -177,7 +177,7 @@ class ParameterUpdates:
         error = None
         try:
             with anyio.move_on_after(timeout_s) as deadline:
-                async with member.turn:
+                async with member.loading:
                     await self._make_quiet(member, mode)
                     error = await self._load(member, update, keeps_requests=mode == "keep")
                     if error is None:
@@ -204,7 +204,7 @@ class ParameterUpdates:
         """Why the engine did not load them; ``None``: it did."""
         is_known = False
         try:
-            await member.engine.update_weights(ParameterUpdate(update.path, update.version, keeps_requests))
+            await member.engine.update_parameters(ParameterUpdate(update.path, update.version, keeps_requests))
             is_known = True
         except EngineRejected as error:
             is_known = True

@@ -28,7 +28,7 @@ from orchestrator.records import Message, Sample
 from .any_engine import AnyEngine
 from .exchange import ExchangeSettings
 from .generation import Generation
-from .generation_context import Asked, GenerationContext, GenerationSettings
+from .generation_context import GenerationContext, GenerationSettings, TurnEnd, TurnRequest
 from .held_parameters import HeldParameters
 from .member import EngineStatistics, Member
 from .parameter_update import EngineUpdate, ParameterUpdates, UpdateMode
@@ -36,11 +36,29 @@ from .requests_in_flight import RequestsInFlight
 from .roster import Roster, RosterHooks
 from .slots import Slots
 
-__all__ = ["EnginePool", "EngineStatistics", "KnownParameters"]
+__all__ = ["EnginePool", "EngineStatistics", "KnownParameters", "PoolSettings"]
 
 FIRST_PROBES_S: Final = 30.0
 """Until what is said of all engines is said without those that are still starting; a probe has 5 s, an engine of ours
 starts in less than one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolSettings:
+    """What the config says of requests and samples.
+
+    ``request_timeout_s`` bounds one request, ``stall_s`` the time without a token; both in seconds. ``max_retries``:
+    failures in a row, without progress, that a sample survives. ``chunk_tokens`` are asked for at a time; ``None``:
+    all. ``keep_partials``: keep the tokens of interrupted generations; otherwise they begin anew. ``seed``: of the
+    samples' seeds and of the jitter.
+    """
+
+    request_timeout_s: float
+    stall_s: float
+    max_retries: int
+    chunk_tokens: int | None
+    keep_partials: bool
+    seed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +79,8 @@ class EnginePool:
 
     Args:
         engines: with unique names.
-        request_timeout_s: of one request.
-        stall_s: without a token.
-        max_retries: failures in a row, without progress, that a sample survives.
-        chunk_tokens: asked for at a time; ``None``: all.
-        keep_partials: keep the tokens of interrupted generations; otherwise they begin anew.
+        settings: see :class:`PoolSettings`.
         policy_version: the version in force.
-        seed: of the samples' seeds and of the jitter.
         log: for engines that come and go.
         known: see :class:`KnownParameters`.
         draining: names of engines that get no new requests.
@@ -80,13 +93,8 @@ class EnginePool:
         self,
         engines: Sequence[Engine],
         *,
-        request_timeout_s: float,
-        stall_s: float,
-        max_retries: int,
-        chunk_tokens: int | None,
-        keep_partials: bool,
+        settings: PoolSettings,
         policy_version: Callable[[], int],
-        seed: int,
         log: FilteringBoundLogger,
         known: KnownParameters | None = None,
         draining: Collection[str] = (),
@@ -99,53 +107,38 @@ class EnginePool:
         for member in self._members:
             member.is_draining = member.name in draining
         self._slots = Slots(self._members)
-        jitter = random.Random(seed)  # noqa: S311 - no secrets here
+        jitter = random.Random(settings.seed)  # noqa: S311 - no secrets here
         changed = Broadcast()
         self._requests = RequestsInFlight(changed)
         self._text = AnyEngine(self._members, slots=self._slots, changed=changed, jitter=jitter, log=log)
 
-        reported = dict(self._held_before)
-
-        def held(member: Member) -> None:
-            now = (member.held.version, member.held.identity)
-            if member.held.is_settled and reported.get(member.name, (None, None)) != now:
-                reported[member.name] = now
-                on_held(member.name, *now)
-
+        self._reported = dict(self._held_before)
+        self._on_held = on_held
         self._updates = ParameterUpdates(
             self._members,
             slots=self._slots,
             requests=self._requests,
             policy_version=policy_version,
-            held=held,
+            held=self._report_held,
             log=log,
         )
         self._updates.in_force(known.version, known.path)
-        hooks = RosterHooks(held=held, lags=self._updates.catch_up)
         self._roster = Roster(
             self._members,
             slots=self._slots,
             requests=self._requests,
             changed=changed,
-            hooks=hooks,
+            hooks=RosterHooks(held=self._report_held, lags=self._updates.catch_up),
             probe_tokens=probe_tokens,
             log=log,
         )
-        exchanges = ExchangeSettings(
-            request_timeout_s=request_timeout_s, stall_s=stall_s, policy_version=policy_version
-        )
         self._context = GenerationContext(
-            settings=GenerationSettings(
-                exchange=exchanges,
-                max_retries=max_retries,
-                chunk_tokens=chunk_tokens,
-                keep_partials=keep_partials,
-                seed=seed,
-            ),
+            settings=_generation_settings(settings, policy_version),
             slots=self._slots,
             requests=self._requests,
             detokenize=self.detokenize,
             end_ids=self._end_ids,
+            named=self._named,
             jitter=jitter,
             log=log,
         )
@@ -153,8 +146,17 @@ class EnginePool:
     def _member(self, engine: Engine) -> Member:
         return Member(engine, held=HeldParameters(*self._held_before.get(engine.name, (None, None))))
 
+    def _report_held(self, member: Member) -> None:
+        now = (member.held.version, member.held.identity)
+        if member.held.is_settled and self._reported.get(member.name, (None, None)) != now:
+            self._reported[member.name] = now
+            self._on_held(member.name, *now)
+
     def _end_ids(self) -> tuple[int, ...]:
         return next((member.info.end_ids for member in self._members if member.info is not None), ())
+
+    def _named(self, name: str) -> Member | None:
+        return next((member for member in self._members if member.name == name), None)
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
         """Own the engines and watch their health until cancelled; ready after the first probes, whatever they say.
@@ -182,23 +184,48 @@ class EnginePool:
         after_piece: Callable[[Sample], Awaitable[None]] | None = None,
         trial: int = 0,
     ) -> None:
-        """Extend a sample until it is finished; cancellation keeps what arrived.
+        """A sample of one turn, fresh or partial, until it is finished; cancellation keeps what arrived.
 
         Args:
-            sample: fresh, or a partial rollout to go on with.
-            prompt_tokens: [P] token ids; none for engines that give text alone.
-            sampling: how tokens are drawn; ``max_new_tokens`` counts the whole response.
-            messages: the prompt as a chat, for engines that give text alone.
+            sample: see :class:`~.generation_context.TurnRequest`, as all others.
+            prompt_tokens: see there.
+            sampling: see there.
+            messages: see there.
+            before_piece: see :meth:`turn`, as the next one.
+            after_piece: see there.
+            trial: see :class:`~.generation_context.TurnRequest`.
+
+        Raises:
+            GenerationFailed: see :meth:`turn`.
+        """
+        turn = TurnRequest(
+            sample=sample, prompt_tokens=prompt_tokens, sampling=sampling, messages=messages, trial=trial
+        )
+        end = await self.turn(turn, before_piece=before_piece, after_piece=after_piece)
+        sample.end(end.reason, end.text)
+
+    async def turn(
+        self,
+        turn: TurnRequest,
+        *,
+        before_piece: Callable[[Sample], None] | None = None,
+        after_piece: Callable[[Sample], Awaitable[None]] | None = None,
+    ) -> TurnEnd:
+        """Extend a sample until its turn has ended; cancellation keeps what arrived.
+
+        The sample's ``finish_reason`` is set then, and its status is still ``pending``: the caller ends it, or appends
+        context and asks for the next turn. A sample with a ``finish_reason`` lacks the text of its turn alone.
+
+        Args:
+            turn: what is wanted.
             before_piece: called before each request; may clear the sample.
-            after_piece: awaited after each request that did not finish the sample.
-            trial: of the same sample, from the start; another one is drawn with other seeds.
+            after_piece: awaited after each request with which the turn did not end.
 
         Raises:
             GenerationFailed: retries are used up, or the engine refused the request (then caused by
-                ``EngineRejected``).
+                ``EngineRejected``); the sample has failed.
         """
-        asked = Asked(sample=sample, prompt_tokens=prompt_tokens, messages=messages, sampling=sampling, trial=trial)
-        await Generation(asked, self._context).run(before_piece, after_piece)
+        return await Generation(turn, self._context).run(before_piece, after_piece)
 
     # -- text and tokens -----------------------------------------------------------------------------------------------
 
@@ -248,7 +275,7 @@ class EnginePool:
         """Nobody knows which parameters the engines hold: none gets work until it is known to hold this version."""
         self._updates.forget(version)
 
-    async def update_weights(
+    async def update_parameters(
         self,
         update: ParameterUpdate,
         mode: UpdateMode,
@@ -317,3 +344,15 @@ class EnginePool:
     def statistics(self) -> tuple[EngineStatistics, ...]:
         """Every engine as it is now."""
         return tuple(member.statistics() for member in self._members)
+
+
+def _generation_settings(settings: PoolSettings, policy_version: Callable[[], int]) -> GenerationSettings:
+    return GenerationSettings(
+        exchange=ExchangeSettings(
+            request_timeout_s=settings.request_timeout_s, stall_s=settings.stall_s, policy_version=policy_version
+        ),
+        max_retries=settings.max_retries,
+        chunk_tokens=settings.chunk_tokens,
+        keep_partials=settings.keep_partials,
+        seed=settings.seed,
+    )

@@ -45,14 +45,14 @@ class RequestInFlight:
     began: float
     last_moment: float
     stall_s: float
-    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
-    was_interrupted: bool = False
-    is_stopped: bool = False
-    is_late: bool = False
-    is_heard: bool = False
-    is_held: bool = False
-    touched: float = 0.0
-    clock: Callable[[], float] = field(default_factory=lambda: asyncio.get_running_loop().time)
+    clock: Callable[[], float]
+    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope, init=False)
+    was_interrupted: bool = field(default=False, init=False)
+    is_stopped: bool = field(default=False, init=False)
+    is_late: bool = field(default=False, init=False)
+    is_heard: bool = field(default=False, init=False)
+    is_held: bool = field(default=False, init=False)
+    touched: float = field(default=0.0, init=False)
 
     def touch(self) -> None:
         """It is at work: the time without a token begins anew."""

@@ -128,7 +128,7 @@ class Roster:
         self._members.remove(member)
         member.is_draining = True
         self._requests.interrupt(member)
-        member.scope.cancel()
+        member.watch.scope.cancel()
         self._slots.dispatch()
 
     def named(self, name: str) -> Member:
@@ -147,7 +147,7 @@ class Roster:
 
     async def _live(self, member: Member, *, task_status: TaskStatus[None]) -> None:
         try:
-            with member.scope:
+            with member.watch.scope:
                 async with anyio.create_task_group() as life:
                     await life.start(member.engine.run)
                     await self._probe(member, must_fit=True)
@@ -159,13 +159,13 @@ class Roster:
 
     async def _watch(self, member: Member) -> None:
         while True:
-            if not member.is_probe_due:
+            if not member.watch.is_probe_due:
                 with anyio.move_on_after(member.health.check_after_s) as rest:
-                    await member.woken.wait()
-                    member.woken = anyio.Event()
-                if not rest.cancelled_caught and not member.is_probe_due:
+                    await member.watch.woken.wait()
+                    member.watch.woken = anyio.Event()
+                if not rest.cancelled_caught and not member.watch.is_probe_due:
                     continue  # its health has changed: another rest
-            member.is_probe_due = False
+            member.watch.is_probe_due = False
             if member.is_updating:
                 continue
             await self._probe(member)

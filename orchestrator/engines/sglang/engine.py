@@ -185,8 +185,8 @@ class SGLangEngine:
                 raise
             raise EngineRejected(self.name, f"{advice} ({error.message})", data=error.data) from error
 
-    async def update_weights(self, update: ParameterUpdate) -> None:
-        """Pause, load, flush, continue; see ``sglang_weights``."""
+    async def update_parameters(self, update: ParameterUpdate) -> None:
+        """Pause, load, flush, continue; see ``parameters``."""
         await update_sglang_parameters(self._http, update)
 
     async def aclose(self) -> None:

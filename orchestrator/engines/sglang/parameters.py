@@ -6,7 +6,7 @@ every later prompt that begins like one before, would go on from the old ones.
 
 Invariants:
 
-* The server is told to continue, whatever happened (``weights``).
+* The server is told to continue, whatever happened (``http.parameters``).
 * Refused is what changed nothing: the server itself rolls back an update that it reports as failed.
 * A server is told to flush by itself only while it is empty: one that cannot dies of it.
 """

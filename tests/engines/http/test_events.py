@@ -24,7 +24,7 @@ from orchestrator.engines.http import kept as kept_module
 from orchestrator.engines.http import origin as origin_module
 from orchestrator.engines.http.client import EngineHttp
 from orchestrator.engines.http.errors import Failures
-from orchestrator.engines.http.events import EventStream
+from orchestrator.engines.http.events import Connections, EventStream
 from orchestrator.errors import EngineError, EngineRejected, EngineUnavailable
 from tests.support.engine_pools import DEADLINE_S
 from tests.support.raw_http import RawServer, http_answer, raw_server
@@ -162,9 +162,8 @@ async def test_any_cut_of_a_valid_answer_gives_the_same_events(answer: bytes, cu
         b"",
         msgspec.json.Decoder(Event),
         lambda event: bool(got.append(event)),
+        connections=Connections(connect=_nowhere, left=ended.append),
         error_s=5,
-        left=ended.append,
-        connect=_nowhere,
     )
     stream.connection_made(_Transport())
     at = 0

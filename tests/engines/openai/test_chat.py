@@ -105,7 +105,7 @@ async def test_what_needs_token_ids_is_refused() -> None:
         with pytest.raises(EngineRejected, match="stop_token_ids"):
             await ask(engine, chat_request(stop_token_ids=(5,)))
         with pytest.raises(EngineRejected, match="set_policy_version"):
-            await engine.update_weights(ParameterUpdate("x", 1))
+            await engine.update_parameters(ParameterUpdate("x", 1))
 
 
 async def test_only_what_differs_from_the_defaults_of_servers_is_sent() -> None:

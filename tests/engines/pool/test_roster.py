@@ -90,7 +90,7 @@ class Stamped(ScriptedEngine):
         await super()._wait(seconds)
         await self.is_free.wait()
 
-    async def update_weights(self, update: ParameterUpdate) -> None:
+    async def update_parameters(self, update: ParameterUpdate) -> None:
         self.updates.append(update)
         assert update.keeps_requests or self.now == 0, "the pool has made it quiet"
         assert not self.is_loading, "one after the other"
@@ -363,7 +363,7 @@ async def update(
     def on_first() -> None:
         versions.current = version
 
-    reports = await load.pool.update_weights(
+    reports = await load.pool.update_parameters(
         ParameterUpdate(f"/weights/{version}", version), mode, rolling=rolling, timeout_s=timeout_s, on_first=on_first
     )
     assert all(report.updated == (report.error is None) for report in reports)
