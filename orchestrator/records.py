@@ -108,7 +108,13 @@ class Sample:
             self.versions.append([version, count])
 
     def append_context(self, tokens: Sequence[int]) -> None:
-        """Append tokens that nobody sampled, such as the answer of a tool; the next turn goes on behind them."""
+        """Append tokens that nobody sampled, such as the answer of a tool; the next turn goes on behind them.
+
+        Raises:
+            ValueError: without a token, where one turn ends and the next begins could not be told after a restart.
+        """
+        if not tokens:
+            raise ValueError("what comes between two turns has at least one token")
         self.extend(tokens, None if self.logprobs is None else [0.0] * len(tokens), NO_VERSION)
         self.finish_reason = None
 
@@ -155,6 +161,15 @@ class Sample:
         self.finish_reason = None
         self.reward = None
         self.loss_mask = None
+
+    @property
+    def turn_begin(self) -> int:
+        """How many tokens there are before the newest turn: up to the last one that no policy produced."""
+        begin = at = 0
+        for version, count in self.versions:
+            at += count
+            begin = at if version == NO_VERSION else begin
+        return begin
 
     @property
     def is_finished(self) -> bool:

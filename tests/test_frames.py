@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.client import RolloutGroup
-from orchestrator.core.ledger.groups import Place, StoredGroup
+from orchestrator.core.ledger.groups import GroupFacts, Place, StoredGroup
 from orchestrator.errors import FrameError
 from orchestrator.frames import (
     DEFAULT_MAX_PAYLOAD_BYTES,
@@ -155,7 +155,7 @@ def test_columns_are_aligned_and_fill_the_payload_in_order(group: Group) -> None
 def test_what_is_known_of_a_group_is_what_its_frame_says(group: Group) -> None:
     """The daemon that made the frame and the one that reads it back after a restart decide by the same facts."""
     frame, place = encode_group(group), Place(1, 16, 8)
-    assert StoredGroup.of(group, frame, place) == StoredGroup.from_frame(frame, place)
+    assert StoredGroup.of(GroupFacts.of(group), frame, place) == StoredGroup.from_frame(frame, place)
 
 
 @given(st.lists(groups(), max_size=3))

@@ -12,7 +12,7 @@ from typing import Final
 
 from orchestrator.records import NO_VERSION, Versions
 
-__all__ = ["STALE", "is_stale", "offpolicy_mask", "staleness"]
+__all__ = ["STALE", "is_stale", "newest_version", "offpolicy_mask", "staleness"]
 
 STALE: Final = "stale"
 """The reason under which groups count that are too old; their prompts run again."""
@@ -29,6 +29,11 @@ def staleness(current: int, oldest: int | None) -> int:
 def is_stale(current: int, oldest: int | None, bound: int | None) -> bool:
     """Whether work is older than ``bound`` policy versions; ``None``: no bound, nothing is ever stale."""
     return bound is not None and staleness(current, oldest) > bound
+
+
+def newest_version(versions: Versions) -> int | None:
+    """The version of the newest token that a policy produced; ``None``: there is none."""
+    return next((version for version, _ in reversed(versions) if version != NO_VERSION), None)
 
 
 def offpolicy_mask(versions: Versions, keep_version: int) -> bytes:

@@ -19,9 +19,14 @@ from orchestrator.core.filters import RewardCaps, Verdict, load_filter
 from orchestrator.core.mixture.mixer import Mixer
 from orchestrator.engines import EnginePool
 from orchestrator.logs import LogHandle
-from orchestrator.production.group_run import GroupRunner, GroupSettings
+from orchestrator.production.finisher import Finisher
+from orchestrator.production.group_source import GroupSource
+from orchestrator.production.launcher import LaunchControl, Launcher
+from orchestrator.production.local_runner import GroupSettings, LocalRunner
 from orchestrator.production.producer import Producer
+from orchestrator.production.prompt_reader import PromptReader
 from orchestrator.production.scoring import Scorer
+from orchestrator.production.turns import SingleTurn
 from orchestrator.prompts import PromptSource
 from orchestrator.records import Sample
 from orchestrator.rewards import Reward, build_reward
@@ -37,7 +42,7 @@ class SourceLine:
 
     prompts: PromptSource
     reward: Reward
-    producer: Producer
+    producer: GroupSource
 
     async def aclose(self) -> None:
         """Let processes and files go; the producer is stopped."""
@@ -79,36 +84,42 @@ class SourceLines:
         """
         rollout, sampling = config.rollout, config.sampling_of(source)
         log = self.logs.logger("producer", source=source)
-        runner = GroupRunner(
-            prompts=prompts,
-            pool=self.pool,
+        params = sampling_params(sampling, seed=config.run.seed)
+        runner = LocalRunner(
+            prompts=PromptReader(
+                prompts, self.pool, template_kwargs=params.chat_template_kwargs, tokenizer=self.tokenizer
+            ),
+            turns=SingleTurn(self.pool),
             scorer=Scorer(reward),
-            verdict=self._verdict(config, source),
+            finisher=Finisher(
+                verdict=self._verdict(config, source),
+                journal=self.store,
+                mask_offpolicy=rollout.mask_offpolicy_in_partial_rollout,
+            ),
             journal=self.store,
             policy_version=lambda: self.store.ledger.policy_version,
             settings=GroupSettings(
-                sampling=sampling_params(sampling, seed=config.run.seed),
+                sampling=params,
                 sampling_header=sampling_header(sampling),
                 replace_failed=rollout.failed_sample == "replace",
-                mask_offpolicy=rollout.mask_offpolicy_in_partial_rollout,
                 max_staleness=rollout.max_staleness,
                 logprobs_kind=config.logprobs_kind,
             ),
             log=log,
-            tokenizer=self.tokenizer,
         )
-        producer = Producer(
+        launcher = Launcher(
             state=self.store.ledger.source(source),
             ledger=self.store.ledger,
             journal=self.store,
-            prompts=prompts,
-            runner=runner,
-            demand=lambda: self.mixer.demand(source),
-            replan=self.replan,
+            row_at=prompts.row_at,
             n_samples=rollout.n_samples_per_prompt,
-            may_launch=lambda: not self.store.is_congested,
-            log=log,
         )
+        control = LaunchControl(
+            demand=lambda: self.mixer.demand(source),
+            may_launch=lambda: not self.store.is_congested,
+            replan=self.replan,
+        )
+        producer = Producer(launcher=launcher, runner=runner, control=control, log=log)
         return SourceLine(prompts, reward, producer)
 
     def _verdict(self, config: Config, source: str) -> Callable[[Sequence[Sample]], Verdict]:

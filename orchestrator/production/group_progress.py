@@ -2,7 +2,7 @@
 
 Invariants:
 
-* It decides what has to be stored or recorded and leaves the doing to ``group_run``.
+* It decides what has to be stored or recorded and leaves the doing to ``local_runner``.
 * A sample's delta begins where the one before it ended; a sample that was begun anew is stored from its beginning.
 """
 
@@ -15,10 +15,8 @@ from typing import Self
 
 import anyio
 
-from orchestrator.core.ledger.events import Dropped
 from orchestrator.core.ledger.groups import InFlight
 from orchestrator.core.ledger.partials import encode_partial, restore_samples
-from orchestrator.core.staleness import STALE
 from orchestrator.records import Message, Prompt, Sample
 
 __all__ = ["GroupProgress", "GroupStanding"]
@@ -43,7 +41,8 @@ class GroupStanding:
 class GroupProgress:
     """See the module's invariants; made by :meth:`resume`.
 
-    ``prompt`` has no content until it was read; ``messages`` is the prompt as a chat where no engine takes tokens;
+    ``prompt`` has no content until it was read; ``messages``: see
+    :class:`~.prompt_reader.ReadPrompt`;
     ``stored[i]`` is the token array of sample i that the log knows, and how many tokens of it: a sample that was begun
     anew has another array; ``scope`` is what the group is worked on in.
     """
@@ -75,11 +74,6 @@ class GroupProgress:
         self.failure = self.failure or reason
         self.scope.cancel()
 
-    @property
-    def is_scored(self) -> bool:
-        """Whether every sample is finished and has its reward."""
-        return all(sample.is_finished and sample.reward is not None for sample in self.samples)
-
     def standing(self, running_s: float) -> GroupStanding:
         """How far the group is, ``running_s`` seconds after it was begun."""
         generating = [(sample.index, len(sample.tokens)) for sample in self.samples if not sample.is_finished]
@@ -88,17 +82,6 @@ class GroupProgress:
             running_s=round(running_s, 3),
             generating=tuple(sorted(generating, key=lambda sample: (-sample[1], sample[0]))),
             unscored=sum(1 for sample in self.samples if sample.is_finished and sample.reward is None),
-        )
-
-    def dropped(self, reason: str) -> Dropped:
-        """The event that ends the group without handing it out."""
-        return Dropped(
-            source=self.launched.source,
-            group_index=self.launched.group_index,
-            reason=reason,
-            lengths=[len(sample.tokens) for sample in self.samples],
-            rerun=reason == STALE,
-            rewards=[sample.reward for sample in self.samples if sample.reward is not None] if self.is_scored else [],
         )
 
     def gained(self, slot: int) -> bytes:
@@ -119,5 +102,5 @@ class GroupProgress:
         """The slots of samples that a restart could not have otherwise."""
         for slot, sample in enumerate(self.samples):
             is_news = self.stored[slot] != (sample.tokens, len(sample.tokens))
-            if sample.is_finished or (sample.tokens and is_news):
+            if sample.is_finished or (sample.tokens and (is_news or sample.finish_reason is not None)):
                 yield slot

@@ -10,28 +10,23 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import Final
 
 import anyio
 from anyio.abc import TaskGroup
 from structlog.typing import FilteringBoundLogger
 
-from orchestrator.concurrency.broadcast import Broadcast
 from orchestrator.core.ledger.groups import InFlight
-from orchestrator.core.ledger.journal import Journal
-from orchestrator.core.ledger.ledger import Ledger
-from orchestrator.core.ledger.source_state import SourceState
 from orchestrator.core.mixture.outlook import Demand
 from orchestrator.core.mixture.plan import launches
 from orchestrator.core.statistics import Acceptance
-from orchestrator.prompts import PromptSource
 
-from .group_progress import GroupStanding
-from .group_run import GroupOutcome, GroupRunner
+from .group_source import ProducerStatistics
+from .launcher import LaunchControl, Launcher
+from .runner import GroupOutcome, Runner
 
-__all__ = ["Producer", "ProducerStatistics"]
+__all__ = ["Producer"]
 
 
 FIRST_PAUSE_S: Final = 0.02
@@ -40,64 +35,24 @@ MAX_PAUSE_S: Final = 30.0
 launched since the last one did: a reward that always raises must not use a source's prompts up at full speed."""
 
 
-@dataclass(frozen=True, slots=True)
-class ProducerStatistics:
-    """What a producer knows beyond the ledger.
-
-    ``acceptance``: measured share of finished groups that pass the filter; ``over_bound``: launches beyond the bound
-    because the next batch lacked them; ``failed_samples``, ``replaced_samples``: generations that used up their
-    retries, and new attempts made for them; ``last_failure``: the newest of them in words; ``oldest``: the group that
-    was launched first of those in flight.
-    """
-
-    acceptance: float
-    over_bound: int
-    failed_samples: int
-    replaced_samples: int
-    last_failure: str | None
-    is_launching: bool
-    oldest: GroupStanding | None = None
-
-
 class Producer:
-    """See the module's invariants.
+    """A :class:`~.group_source.GroupSource`; see the module's invariants.
 
     Args:
-        state: the source's part of the ledger.
-        ledger: for the group indices.
-        journal: where launches are recorded.
-        prompts: the source's prompts.
+        launcher: launches the source's groups.
         runner: takes a group from launch to buffer.
-        demand: what the plan asks of this source now.
-        replan: notified when what is asked of any source may have changed: a batch formed, a weight, a pause, a drop.
-        n_samples: samples a group.
-        may_launch: whether launching is allowed (not draining, the disk keeps up).
+        control: says how many groups may be launched.
         log: a logger bound to the source.
     """
 
     def __init__(
-        self,
-        *,
-        state: SourceState,
-        ledger: Ledger,
-        journal: Journal,
-        prompts: PromptSource,
-        runner: GroupRunner,
-        demand: Callable[[], Demand],
-        replan: Broadcast,
-        n_samples: int,
-        may_launch: Callable[[], bool],
-        log: FilteringBoundLogger,
+        self, *, launcher: Launcher, runner: Runner, control: LaunchControl, log: FilteringBoundLogger
     ) -> None:
-        self._state = state
-        self._ledger = ledger
-        self._journal = journal
-        self._prompts = prompts
+        self._launcher = launcher
+        self._state = launcher.state
+        self._ledger = launcher.ledger
         self._runner = runner
-        self._demand = demand
-        self._replan = replan
-        self._n_samples = n_samples
-        self._may_launch = may_launch
+        self._control = control
         self._log = log
         self._acceptance = Acceptance()
         self._over_bound = 0
@@ -111,7 +66,7 @@ class Producer:
         async with anyio.create_task_group() as groups:
             self._start(groups, list(self._state.in_flight.values()))
             while True:
-                replan = self._replan.next()
+                replan = self._control.replan.next()
                 self._start(groups, self._launch())
                 await replan.wait()
 
@@ -121,9 +76,9 @@ class Producer:
 
     def _launch(self) -> list[InFlight]:
         """Launch what the plan asks for; returns the new groups in flight."""
-        if not self._may_launch() or self._state.paused:
+        if not self._control.may_launch() or self._state.paused:
             return []
-        demand = self._demand()
+        demand = self._control.demand()
         order = launches(
             wanted=demand.wanted,
             next_count=demand.next_count,
@@ -134,14 +89,10 @@ class Producer:
         )
         if order.over_bound:
             self._warn_over_bound(demand, order.count)
-        launched = []
-        for _ in range(order.count):
-            event = self._ledger.next_launch(self._state.name, self._n_samples, self._prompts.row_at)
-            if event is None:
-                break
-            self._journal.record(event)
-            launched.append(self._state.in_flight[event.group_index])
-        return launched
+        all_launched: list[InFlight] = []
+        while len(all_launched) < order.count and (launched := self._launcher.launch()) is not None:
+            all_launched.append(launched)
+        return all_launched
 
     def _warn_over_bound(self, demand: Demand, count: int) -> None:
         self._over_bound += count
@@ -174,12 +125,13 @@ class Producer:
 
     def statistics(self) -> ProducerStatistics:
         """Counts since the start."""
+        counted = self._runner.statistics()
         return ProducerStatistics(
             acceptance=self._acceptance.value,
             over_bound=self._over_bound,
-            failed_samples=self._runner.failed_samples,
-            replaced_samples=self._runner.replaced_samples,
-            last_failure=self._runner.last_failure,
-            is_launching=self._may_launch() and not self._state.paused,
+            failed_samples=counted.failed_samples,
+            replaced_samples=counted.replaced_samples,
+            last_failure=counted.last_failure,
+            is_launching=self._control.may_launch() and not self._state.paused,
             oldest=self._runner.oldest(),
         )

@@ -1,10 +1,11 @@
-"""All producers together: they run, stop, and run again, all of them or some.
+"""Whatever fills the sources' buffers, all together: it runs, stops, and runs again, for all sources or for some.
 
 Invariants:
 
 * Stopped means parked: what every sample in flight had gained is recorded, and nothing more is.
 * Whoever stops them starts them again, or means to end for good.
-* A producer is exchanged only while it is stopped.
+* What fills a source is exchanged only while it is stopped, and is known by its port alone (``group_source``): a
+  producer, or an intake to which somebody outside brings groups.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from anyio.abc import TaskStatus
 from orchestrator.concurrency.broadcast import Broadcast
 from orchestrator.errors import StateError
 
-from .producer import Producer
+from .group_source import GroupSource
 
 __all__ = ["PARK_DEADLINE_S", "Producers"]
 
@@ -27,7 +28,7 @@ PARK_DEADLINE_S: Final = 30.0
 
 
 class _Running:
-    """One producer at work, from its start until it is parked."""
+    """One source at work, from its start until it is parked."""
 
     def __init__(self) -> None:
         self.scope = anyio.CancelScope()
@@ -38,17 +39,17 @@ class Producers:
     """See the module's invariants.
 
     Args:
-        producers: by source; :meth:`put` and :meth:`remove` change them.
+        producers: what fills each source, by the source's name; :meth:`put` and :meth:`remove` change them.
     """
 
-    def __init__(self, producers: Mapping[str, Producer]) -> None:
+    def __init__(self, producers: Mapping[str, GroupSource]) -> None:
         self._producers = dict(producers)
         self._running: dict[str, _Running] = {}
         self._stopped: set[str] = set()
         self._changed = Broadcast()
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
-        """Run the producers whenever they are not stopped; until cancelled."""
+        """Run them whenever they are not stopped; until cancelled."""
         task_status.started()  # first: a client may have drained the daemon before it got here
         async with anyio.create_task_group() as tasks:
             while True:
@@ -80,7 +81,7 @@ class Producers:
         """As :meth:`stop`, with a deadline.
 
         Raises:
-            StateError: they were not parked in time; the producers go on.
+            StateError: they were not parked in time; they go on.
         """
         with anyio.move_on_after(PARK_DEADLINE_S):
             await self.stop(names)
@@ -92,11 +93,11 @@ class Producers:
         self._stopped.clear()
         self._changed.notify()
 
-    def put(self, name: str, producer: Producer) -> None:
-        """This one produces for the source from the next :meth:`start` on."""
+    def put(self, name: str, producer: GroupSource) -> None:
+        """This one fills the source from the next :meth:`start` on."""
         self._producers[name] = producer
         self._stopped.add(name)
 
     def remove(self, name: str) -> None:
-        """Nobody produces for the source any more."""
+        """Nobody fills the source any more."""
         del self._producers[name]

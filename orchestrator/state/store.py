@@ -26,10 +26,9 @@ from structlog.typing import FilteringBoundLogger
 
 from orchestrator.concurrency.broadcast import Broadcast
 from orchestrator.core.ledger.events import Archived, CheckpointLoaded, Event, Launched, LeaseAcked, encode_event
-from orchestrator.core.ledger.groups import LocatedFrames, Place, StoredGroup
+from orchestrator.core.ledger.groups import GroupFacts, LocatedFrames, Place, StoredGroup
 from orchestrator.core.ledger.ledger import Ledger, SourceSize
 from orchestrator.errors import StateError
-from orchestrator.records import Group
 
 from .checkpoints import check_name, save_checkpoint
 from .compaction import copies, slices, sparse_frames
@@ -159,11 +158,11 @@ class StateStore:
         if not isinstance(event, Launched | LeaseAcked | Archived):
             self._replan.notify()
 
-    def store_group(self, frame: bytes, group: Group | None = None) -> StoredGroup:
-        """A finished group enters its source's buffer; ``group``: see :class:`~..core.ledger.journal.Journal`."""
-        place = self._append(RecordKind.GROUP, frame)
+    def store_group(self, frame: bytes, facts: GroupFacts | None = None, prefix: bytes | None = None) -> StoredGroup:
+        """A finished group enters its source's buffer; see :class:`~..core.ledger.journal.Journal`."""
+        place = self._append(RecordKind.GROUP, frame, prefix)
         revision = self.ledger.plan_revision
-        stored = StoredGroup.from_frame(frame, place) if group is None else StoredGroup.of(group, frame, place)
+        stored = StoredGroup.from_frame(frame, place) if facts is None else StoredGroup.of(facts, frame, place)
         self.ledger.put_stored(stored)
         if self.ledger.plan_revision != revision:  # it was one of a source's last: others may have to stand in
             self._replan.notify()

@@ -17,7 +17,7 @@ from typing import Any, Final
 from orchestrator.core.ledger.ledger import Ledger
 from orchestrator.core.mixture.outlook import Demand, Shortage
 from orchestrator.engines import EngineStatistics
-from orchestrator.production.producer import ProducerStatistics
+from orchestrator.production.group_source import ProducerStatistics
 from orchestrator.rewards import RewardStatistics
 
 from .source_cause import AT_WORK, why_lacking

@@ -21,7 +21,7 @@ from orchestrator.core.ledger.source_state import SourceState
 from orchestrator.core.mixture.mixer import Mixer
 from orchestrator.core.mixture.outlook import Finished
 from orchestrator.engines import EngineStatistics
-from orchestrator.production.producer import ProducerStatistics
+from orchestrator.production.group_source import ProducerStatistics
 from orchestrator.rewards import RewardStatistics
 
 from .headline import headline

@@ -17,7 +17,7 @@ from orchestrator.core.mixture.outlook import Demand, Lack
 from orchestrator.core.staleness import STALE
 from orchestrator.engines import EngineStatistics
 from orchestrator.production.group_progress import GroupStanding
-from orchestrator.production.producer import ProducerStatistics
+from orchestrator.production.group_source import ProducerStatistics
 from orchestrator.rewards import RewardStatistics
 
 __all__ = ["AT_WORK", "reward_trouble", "why_lacking"]

@@ -21,6 +21,7 @@ import anyio.lowlevel
 
 from orchestrator.concurrency.broadcast import Broadcast
 from orchestrator.config import Config, load_config
+from orchestrator.core.ledger.groups import GroupFacts
 from orchestrator.core.mixture.plan import demand, forecast
 from orchestrator.core.weights.table import WeightTable, parse_weight
 from orchestrator.daemon.assembly import Parts
@@ -148,7 +149,7 @@ class FedDaemon(Daemon):
             samples.append(sample)
         prompt = Prompt(source, event.prompt_index, event.epoch, "prompt", label="y")
         group = Group(source, event.group_index, prompt, array("i", self._prompt_tokens), samples)
-        store.store_group(encode_group(group), group)
+        store.store_group(encode_group(group), GroupFacts.of(group))
 
 
 def needed(config: Config, batches: int) -> dict[str, int]:

@@ -19,8 +19,12 @@ from orchestrator.core.filters import Verdict
 from orchestrator.core.ledger.ledger import Ledger, SourceSize
 from orchestrator.engines import EnginePool, SamplingParams
 from orchestrator.frames import GroupFrame
-from orchestrator.production.group_run import GroupOutcome, GroupRunner, GroupSettings
+from orchestrator.production.finisher import Finisher
+from orchestrator.production.local_runner import GroupSettings, LocalRunner
+from orchestrator.production.prompt_reader import PromptReader
+from orchestrator.production.runner import GroupOutcome
 from orchestrator.production.scoring import Scorer
+from orchestrator.production.turns import SingleTurn
 from tests.campaigns.checks import must
 from tests.campaigns.diary import Diary, Journaling, One, Rows
 from tests.support.builders import MemoryJournal, launch
@@ -66,15 +70,15 @@ class Scene:
         self.events: dict[str, int] = {}
         self.is_over = False
 
-    def _runner(self, name: str) -> GroupRunner:
-        return GroupRunner(
-            prompts=Rows(name, self.rows),
-            pool=self.pool,
+    def _runner(self, name: str) -> LocalRunner:
+        return LocalRunner(
+            prompts=PromptReader(Rows(name, self.rows), self.pool),
+            turns=SingleTurn(self.pool),
             scorer=Scorer(One()),
-            verdict=lambda _: Verdict(keep=True),
+            finisher=Finisher(verdict=lambda _: Verdict(keep=True), journal=self.journal, mask_offpolicy=self.masks),
             journal=self.journal,
             policy_version=lambda: self.diary.version,
-            settings=GroupSettings(sampling=SAMPLING, sampling_header={}, mask_offpolicy=self.masks),
+            settings=GroupSettings(sampling=SAMPLING, sampling_header={}),
             log=structlog.get_logger(),
         )
 

@@ -28,7 +28,7 @@ import structlog
 from orchestrator.concurrency.broadcast import Broadcast
 from orchestrator.core.filters import Verdict
 from orchestrator.core.ledger.events import Event, Launched, LeaseAcked, VersionSet
-from orchestrator.core.ledger.groups import StoredGroup
+from orchestrator.core.ledger.groups import GroupFacts, StoredGroup
 from orchestrator.core.ledger.leases import LeasedBatch
 from orchestrator.core.ledger.ledger import Ledger, SourceSize
 from orchestrator.core.mixture.mixer import Mixer
@@ -37,10 +37,14 @@ from orchestrator.core.staleness import STALE, staleness
 from orchestrator.core.weights.table import WeightTable, parse_weight
 from orchestrator.engines import EnginePool, SamplingParams
 from orchestrator.engines.scripted import ScriptedEngine
-from orchestrator.production.group_run import GroupRunner, GroupSettings
+from orchestrator.production.finisher import Finisher
+from orchestrator.production.launcher import LaunchControl, Launcher
+from orchestrator.production.local_runner import GroupSettings, LocalRunner
 from orchestrator.production.producer import Producer
+from orchestrator.production.prompt_reader import PromptReader
 from orchestrator.production.scoring import Scorer
-from orchestrator.records import Group, Prompt, Sample
+from orchestrator.production.turns import SingleTurn
+from orchestrator.records import Prompt, Sample
 from orchestrator.rewards import RewardResult, RewardStatistics
 from tests.support.builders import MemoryJournal
 from tests.support.engine_pools import running_pool
@@ -165,8 +169,8 @@ class _Journal(MemoryJournal):
         if not isinstance(event, Launched | LeaseAcked):
             self._replan.notify()
 
-    def store_group(self, frame: bytes, group: Group | None = None) -> StoredGroup:
-        stored = super().store_group(frame, group)
+    def store_group(self, frame: bytes, facts: GroupFacts | None = None, prefix: bytes | None = None) -> StoredGroup:
+        stored = super().store_group(frame, facts, prefix)
         self._changed.notify()
         return stored
 
@@ -243,11 +247,11 @@ class Run:
             return Verdict(False, "zero_std") if draw < self.scenario.dropped[source] else Verdict(True)
 
         log = structlog.get_logger()
-        runner = GroupRunner(
-            prompts=_Prompts(source),
-            pool=pool,
+        runner = LocalRunner(
+            prompts=PromptReader(_Prompts(source), pool),
+            turns=SingleTurn(pool),
             scorer=Scorer(self.reward),
-            verdict=verdict,
+            finisher=Finisher(verdict=verdict, journal=self.journal),
             journal=self.journal,
             policy_version=self._version,
             settings=GroupSettings(
@@ -257,18 +261,17 @@ class Run:
             ),
             log=log,
         )
-        return Producer(
+        launcher = Launcher(
             state=self.ledger.source(source),
             ledger=self.ledger,
             journal=self.journal,
-            prompts=_Prompts(source),
-            runner=runner,
-            demand=lambda: self.ask(self.mixer, self.ledger, source),
-            replan=self.replan,
+            row_at=_Prompts(source).row_at,
             n_samples=self.scenario.n_samples,
-            may_launch=lambda: True,
-            log=log,
         )
+        control = LaunchControl(
+            demand=lambda: self.ask(self.mixer, self.ledger, source), may_launch=lambda: True, replan=self.replan
+        )
+        return Producer(launcher=launcher, runner=runner, control=control, log=log)
 
     async def train(self) -> Outcome:
         """The trainer: takes a batch, works on it, sets the next policy version."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from orchestrator.core.ledger.events import Event, Launched, decode_event, encode_event
-from orchestrator.core.ledger.groups import Place, StoredGroup
+from orchestrator.core.ledger.groups import GroupFacts, Place, StoredGroup
 from orchestrator.core.ledger.ledger import Ledger, SourceSize
 from orchestrator.frames import encode_group
 from orchestrator.records import Group, Prompt, Sample, SampleStatus
@@ -68,8 +68,9 @@ class MemoryJournal:
         self.ledger.apply(event)
         self.records.append(("event", encode_event(event)))
 
-    def store_group(self, frame: bytes, group: Group | None = None) -> StoredGroup:
+    def store_group(self, frame: bytes, facts: GroupFacts | None = None, prefix: bytes | None = None) -> StoredGroup:
         stored = self.ledger.put_group(frame, self._place(frame))
+        assert facts is None or StoredGroup.of(facts, frame, stored.place) == stored
         self.records.append(("group", frame))
         return stored
 

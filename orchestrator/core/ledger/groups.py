@@ -18,7 +18,7 @@ from orchestrator.errors import CorruptState, FrameError
 from orchestrator.frames import GroupFrame
 from orchestrator.records import NO_VERSION, Group
 
-__all__ = ["DropCount", "InFlight", "LocatedFrames", "Place", "PromptRef", "StoredGroup"]
+__all__ = ["DropCount", "GroupFacts", "InFlight", "LocatedFrames", "Place", "PromptRef", "StoredGroup"]
 
 
 class Place(NamedTuple):
@@ -45,6 +45,39 @@ class PromptRef(NamedTuple):
 
     prompt_index: int
     epoch: int
+
+
+class GroupFacts(NamedTuple):
+    """What decisions need to know of a finished group; see :class:`StoredGroup`.
+
+    Whoever makes the group's frame has these at hand, and sends them along: nobody else reads the frame for them.
+    """
+
+    source: str
+    group_index: int
+    prompt: PromptRef
+    lengths: tuple[int, ...]
+    rewards: tuple[float, ...]
+    oldest_version: int | None
+    resumed: int
+    tokens: int
+
+    @classmethod
+    def of(cls, group: Group) -> GroupFacts:
+        """What :meth:`StoredGroup.from_frame` says of the frame that ``encode_group`` makes of this group."""
+        samples = group.samples
+        lengths = tuple([sum([count for _, count in sample.versions]) for sample in samples])
+        versions = [v for sample in samples for v, _ in sample.versions if v != NO_VERSION]
+        return cls(
+            source=group.source,
+            group_index=group.group_index,
+            prompt=PromptRef(group.prompt.prompt_index, group.prompt.epoch),
+            lengths=lengths,
+            rewards=tuple([sample.reward for sample in samples]),  # type: ignore[misc]  # a finished one is scored
+            oldest_version=min(versions, default=None),
+            resumed=sum([sample.metadata.get("pieces", 1) > 1 for sample in samples]),
+            tokens=sum(lengths) + len(samples) * len(group.prompt_tokens),
+        )
 
 
 @dataclass(slots=True)
@@ -135,22 +168,19 @@ class StoredGroup:
         )
 
     @classmethod
-    def of(cls, group: Group, frame: bytes, place: Place) -> StoredGroup:
-        """What :meth:`from_frame` says of the frame that ``encode_group`` made of this group, without reading it."""
-        samples = group.samples
-        lengths = tuple([sum([count for _, count in sample.versions]) for sample in samples])
-        versions = [v for sample in samples for v, _ in sample.versions if v != NO_VERSION]
+    def of(cls, facts: GroupFacts, frame: bytes, place: Place) -> StoredGroup:
+        """The group of a frame that these are the facts of, without reading it."""
         return cls(
-            source=group.source,
-            group_index=group.group_index,
-            prompt=PromptRef(group.prompt.prompt_index, group.prompt.epoch),
+            source=facts.source,
+            group_index=facts.group_index,
+            prompt=facts.prompt,
             frame=frame,
             place=place,
-            lengths=lengths,
-            rewards=tuple([sample.reward for sample in samples]),  # type: ignore[misc]  # a finished one is scored
-            oldest_version=min(versions, default=None),
-            resumed=sum([sample.metadata.get("pieces", 1) > 1 for sample in samples]),
-            tokens=sum(lengths) + len(samples) * len(group.prompt_tokens),
+            lengths=facts.lengths,
+            rewards=facts.rewards,
+            oldest_version=facts.oldest_version,
+            resumed=facts.resumed,
+            tokens=facts.tokens,
         )
 
 

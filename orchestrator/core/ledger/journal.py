@@ -10,10 +10,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from orchestrator.records import Group
-
 from .events import Event
-from .groups import StoredGroup
+from .groups import GroupFacts, StoredGroup
 
 __all__ = ["Journal"]
 
@@ -25,8 +23,14 @@ class Journal(Protocol):
         """Apply the event and queue it for writing."""
         ...
 
-    def store_group(self, frame: bytes, group: Group | None = None) -> StoredGroup:
-        """A finished group enters its source's buffer; whoever made the frame just now has the ``group`` as well."""
+    def store_group(self, frame: bytes, facts: GroupFacts | None = None, prefix: bytes | None = None) -> StoredGroup:
+        """A finished group enters its source's buffer.
+
+        Args:
+            frame: of the group.
+            facts: what the frame says, from whoever made it; ``None``: they are read from it.
+            prefix: of the record in the log, if its checksum was computed elsewhere; ``None``: it is computed here.
+        """
         ...
 
     def store_partial(self, frame: bytes) -> None:

@@ -1,4 +1,4 @@
-"""One group from its launch to the buffer: generate, score, filter, store.
+"""Groups taken to their end in this process: read the prompt, generate, score, finish.
 
 Invariants:
 
@@ -12,38 +12,28 @@ Invariants:
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from enum import Enum
 
 import anyio
 from structlog.typing import FilteringBoundLogger
 
-from orchestrator.core.filters import FilterError, Verdict
 from orchestrator.core.ledger.groups import InFlight
 from orchestrator.core.ledger.journal import Journal
-from orchestrator.core.staleness import STALE, is_stale, offpolicy_mask
-from orchestrator.engines import EnginePool, SamplingParams
-from orchestrator.errors import EngineRejected, FrameError, GenerationFailed, RewardError, RewardTimeout, TokenizerError
-from orchestrator.frames import encode_group
-from orchestrator.prompts import PromptSource, PromptUnavailable
-from orchestrator.records import Group, Message, Prompt, Sample
-from orchestrator.tokenizer import PromptTokenizer
+from orchestrator.core.staleness import STALE, is_stale
+from orchestrator.engines import SamplingParams
+from orchestrator.errors import EngineRejected, GenerationFailed, RewardError, RewardTimeout
+from orchestrator.prompts import PromptUnavailable
+from orchestrator.records import Group, Prompt, Sample
 
+from .finisher import Finisher, drop
 from .group_progress import GroupProgress, GroupStanding
+from .prompt_reader import PromptReader, PromptRefused
+from .runner import GroupOutcome, RunnerStatistics
 from .scoring import Scorer
+from .turns import SampleTask, TurnLoop
 
-__all__ = ["GroupOutcome", "GroupRunner", "GroupSettings"]
-
-
-class GroupOutcome(Enum):
-    """How a group ended."""
-
-    BUFFERED = "buffered"
-    FILTERED = "filtered"
-    FAILED = "failed"
-    STALE = "stale"
+__all__ = ["GroupSettings", "LocalRunner"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,52 +47,48 @@ class GroupSettings:
     sampling: SamplingParams
     sampling_header: dict[str, object]
     replace_failed: bool = True
-    mask_offpolicy: bool = False
     max_staleness: int | None = None
     logprobs_kind: str = "temperature"
 
 
-class GroupRunner:
-    """Runs the groups of one source; see the module's invariants.
+class LocalRunner:
+    """A :class:`~.runner.Runner` for one source; see the module's invariants.
 
     Args:
-        prompts: the source's prompts.
-        pool: the engines.
+        prompts: the source's prompts, ready to be generated from.
+        turns: takes a sample from its prompt to its end.
         scorer: the source's reward, with its retries.
-        verdict: the filter; keeps or drops a finished group.
-        journal: where the end of each group is recorded.
+        finisher: filters and stores finished groups.
+        journal: where partial frames are stored, and failed groups are recorded.
         policy_version: the version in force.
         settings: see :class:`GroupSettings`.
         log: a logger bound to the source.
-        tokenizer: for prompts; ``None``: the engines' own.
     """
 
     def __init__(
         self,
         *,
-        prompts: PromptSource,
-        pool: EnginePool,
+        prompts: PromptReader,
+        turns: TurnLoop,
         scorer: Scorer,
-        verdict: Callable[[Sequence[Sample]], Verdict],
+        finisher: Finisher,
         journal: Journal,
         policy_version: Callable[[], int],
         settings: GroupSettings,
         log: FilteringBoundLogger,
-        tokenizer: PromptTokenizer | None = None,
     ) -> None:
         self._prompts = prompts
-        self._pool = pool
+        self._turns = turns
         self._scorer = scorer
-        self._verdict = verdict
+        self._finisher = finisher
         self._journal = journal
         self._policy_version = policy_version
         self._settings = settings
         self._log = log
-        self._text: EnginePool | PromptTokenizer = tokenizer or pool
         self._runs: dict[int, tuple[GroupProgress, float]] = {}  # by group index: since when on the loop's clock
-        self.failed_samples = 0
-        self.replaced_samples = 0
-        self.last_failure: str | None = None
+        self._failed_samples = 0
+        self._replaced_samples = 0
+        self._last_failure: str | None = None
 
     async def run(self, launched: InFlight) -> GroupOutcome:
         """Take a launched group to its end; parks it when cancelled."""
@@ -128,15 +114,18 @@ class GroupRunner:
         run, since = self._runs[min(self._runs)]
         return run.standing(anyio.current_time() - since)
 
+    def statistics(self) -> RunnerStatistics:
+        """Counts since the start."""
+        return RunnerStatistics(self._failed_samples, self._replaced_samples, self._last_failure)
+
     async def _work(self, run: GroupProgress) -> None:
         """Generate and score all samples; what cannot be done fails the run."""
         try:
-            run.prompt = await self._prompts.read(run.launched.prompt.prompt_index, run.launched.prompt.epoch)
-        except PromptUnavailable as error:
+            run.prompt, run.prompt_tokens, run.messages = await self._prompts.read(*run.launched.prompt)
+        except (PromptUnavailable, PromptRefused) as error:
             self._note_failure(run, error.message)
-            run.fail("prompt_failed")
+            run.fail("rejected" if isinstance(error, PromptRefused) else "prompt_failed")
             return
-        run.prompt_tokens = await self._tokenize(run)
         async with anyio.create_task_group() as tasks:
             for slot in range(len(run.samples)):
                 tasks.start_soon(self._sample, run, slot)
@@ -147,26 +136,6 @@ class GroupRunner:
         except RewardError as error:
             self._note_failure(run, error.message)
             run.fail(_reason(error))
-
-    async def _tokenize(self, run: GroupProgress) -> array[int]:
-        prompt = run.prompt
-        try:
-            if await self._pool.is_text_only():
-                run.messages = _messages_of(prompt)
-                if run.messages is None:
-                    self._note_failure(run, "its prompt is token ids, which engines that give text alone cannot take")
-                    run.fail("rejected")
-                return array("i")
-            if prompt.tokens is not None:
-                return array("i", prompt.tokens)
-            if isinstance(prompt.content, list):
-                kwargs = self._settings.sampling.chat_template_kwargs
-                return array("i", await self._text.tokenize_chat(prompt.content, kwargs))
-            return array("i", await self._text.tokenize(prompt.content or ""))
-        except (EngineRejected, TokenizerError) as error:
-            self._note_failure(run, f"its prompt was refused: {error}")
-            run.fail("rejected")
-            return array("i")
 
     # -- samples -------------------------------------------------------------------------------------------------------
 
@@ -193,17 +162,20 @@ class GroupRunner:
     async def _generate(self, run: GroupProgress, slot: int) -> None:
         sample = run.samples[slot]
 
-        async def after_piece(_: Sample) -> None:
+        async def store(_: Sample) -> None:
             self._journal.store_partial(run.gained(slot))
 
-        await self._pool.generate(
-            sample,
-            run.prompt_tokens,
-            self._sampling_of(run.prompt),
-            messages=run.messages,
-            before_piece=lambda sample: self._give_up_if_stale(run, sample),
-            after_piece=after_piece,
-            trial=sample.metadata.get("replaces_failed", 0),
+        await self._turns.finish(
+            SampleTask(
+                sample=sample,
+                prompt=run.prompt,
+                prompt_tokens=run.prompt_tokens,
+                messages=run.messages,
+                sampling=self._sampling_of(run.prompt),
+                trial=sample.metadata.get("replaces_failed", 0),
+                before_request=lambda sample: self._give_up_if_stale(run, sample),
+                store=store,
+            )
         )
 
     def _sampling_of(self, prompt: Prompt) -> SamplingParams:
@@ -229,51 +201,35 @@ class GroupRunner:
             run.fail(reason)
             return
         run.replacements += 1
-        self.replaced_samples += 1
+        self._replaced_samples += 1
         run.samples[slot].clear()
         run.samples[slot].metadata = {"replaces_failed": run.replacements}
 
     def _note_failure(self, run: GroupProgress, message: str) -> None:
-        self.failed_samples += 1
-        self.last_failure = message
+        self._failed_samples += 1
+        self._last_failure = message
         self._log.warning(f"a sample of group {run.launched.group_index} failed: {message}")
 
     # -- the end of a group --------------------------------------------------------------------------------------------
 
     def _finish(self, run: GroupProgress) -> GroupOutcome:
-        try:
-            verdict = self._verdict(run.samples)
-        except FilterError as error:
-            self._note_failure(run, str(error))
-            self._drop(run, "filter_failed")
-            return GroupOutcome.FAILED
-        if not verdict.keep:
-            self._drop(run, verdict.reason or "filtered")
-            return GroupOutcome.FILTERED
-        if self._settings.mask_offpolicy:
-            for sample in run.samples:
-                if sample.versions:
-                    sample.loss_mask = offpolicy_mask(sample.versions, sample.versions[-1][0])
-        group = Group(
-            source=run.launched.source,
-            group_index=run.launched.group_index,
-            prompt=run.prompt,
-            prompt_tokens=run.prompt_tokens,
-            samples=run.samples,
-            sampling=self._settings.sampling_header | {"max_new_tokens": self._max_new_tokens(run.prompt)},
-            logprobs_kind=self._settings.logprobs_kind,
+        finished = self._finisher.finish(
+            Group(
+                source=run.launched.source,
+                group_index=run.launched.group_index,
+                prompt=run.prompt,
+                prompt_tokens=run.prompt_tokens,
+                samples=run.samples,
+                sampling=self._settings.sampling_header | {"max_new_tokens": self._max_new_tokens(run.prompt)},
+                logprobs_kind=self._settings.logprobs_kind,
+            )
         )
-        try:
-            frame = encode_group(group)
-        except FrameError as error:
-            self._note_failure(run, f"its group cannot be stored: {error}; let rewards and prompts carry less metadata")
-            self._drop(run, "too_large")
-            return GroupOutcome.FAILED
-        self._journal.store_group(frame, group)
-        return GroupOutcome.BUFFERED
+        if finished.failure is not None:
+            self._note_failure(run, finished.failure)
+        return finished.outcome
 
     def _drop(self, run: GroupProgress, reason: str) -> None:
-        self._journal.record(run.dropped(reason))
+        self._journal.record(drop(run.launched.source, run.launched.group_index, run.samples, reason))
 
     def _park(self, run: GroupProgress) -> None:
         """Store everything that a restart could not have otherwise."""
@@ -287,9 +243,3 @@ class GroupRunner:
 def _reason(error: RewardError) -> str:
     """Under which a group without rewards is counted."""
     return "reward_timeout" if isinstance(error, RewardTimeout) else "reward_failed"
-
-
-def _messages_of(prompt: Prompt) -> list[Message] | None:
-    """The prompt as a chat; a text is one message of the user. ``None``: it is token ids alone."""
-    content = prompt.content
-    return [{"role": "user", "content": content}] if isinstance(content, str) else content
