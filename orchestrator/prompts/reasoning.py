@@ -19,7 +19,7 @@ from typing import Any, Final, Self
 import anyio
 import orjson
 
-from orchestrator.concurrency.processes import WorkerFailed, WorkerPool, WorkerRefused
+from orchestrator.concurrency.processes import ProcessFailed, ProcessPool, ServiceRefused
 from orchestrator.concurrency.processes.messages import encode_message
 from orchestrator.concurrency.processes.reasoning_tasks import (
     HASH_SEED,
@@ -60,7 +60,7 @@ class ReasoningPrompts:
         self._order = order
         self._epochs = epochs
         self._limiter = anyio.CapacityLimiter(PROCESSES)
-        self._pool = WorkerPool(SERVICE, spec.as_json(), timeout_s=ENTRY_TIMEOUT_S, environment=HASH_SEED)
+        self._pool = ProcessPool(SERVICE, spec.as_json(), timeout_s=ENTRY_TIMEOUT_S, environment=HASH_SEED)
 
     @classmethod
     async def open(cls, name: str, spec: TaskSpec, *, shuffle: bool, epochs: int | None, seed: int) -> Self:
@@ -115,9 +115,9 @@ class ReasoningPrompts:
         async with self._limiter:
             try:
                 answer = await self._pool.call(encode_message({"index": prompt_index}))
-            except WorkerRefused as error:
+            except ServiceRefused as error:
                 raise PromptUnavailable(error.message) from error
-            except WorkerFailed as error:
+            except ProcessFailed as error:
                 raise PromptUnavailable(self._failed(prompt_index, error.message)) from error
         if "error" in answer:
             raise PromptUnavailable(self._failed(prompt_index, answer["error"]))
@@ -136,12 +136,12 @@ def serve(spec: dict[str, Any]) -> Callable[[dict[str, Any], bytes], dict[str, A
     """What the worker process does: from ``{"index"}`` to ``{"question", "answer", "metadata"}`` or ``{"error"}``.
 
     Raises:
-        WorkerRefused: there is no such task, or it refuses its options.
+        ServiceRefused: there is no such task, or it refuses its options.
     """
     try:
         entries = Entries(TaskSpec(**spec))
     except BadTask as error:
-        raise WorkerRefused(str(error)) from error
+        raise ServiceRefused(str(error)) from error
 
     def call(header: dict[str, Any], _: bytes) -> dict[str, Any]:
         try:

@@ -18,7 +18,7 @@ from typing import Any
 
 import anyio
 
-from orchestrator.concurrency.processes import WorkerFailed, WorkerPool, WorkerRefused, WorkerTimeout
+from orchestrator.concurrency.processes import ProcessFailed, ProcessPool, ProcessTimeout, ServiceRefused
 from orchestrator.errors import RewardError, RewardTimeout
 from orchestrator.records import Prompt, Sample
 
@@ -111,7 +111,7 @@ class ProcessReward(BoundedReward):
             "key": key,
             "group": group,
         }
-        self._pool = WorkerPool(SERVICE, options, timeout_s=timeout_s, environment=environment)
+        self._pool = ProcessPool(SERVICE, options, timeout_s=timeout_s, environment=environment)
 
     async def _score(self, samples: Sequence[Sample], prompt: Prompt) -> list[RewardResult]:
         try:
@@ -120,11 +120,11 @@ class ProcessReward(BoundedReward):
             raise RewardError(f"reward {self._name}: it cannot be called: {error}") from error
         try:
             answer = await self._pool.call(call)
-        except WorkerRefused as error:
+        except ServiceRefused as error:
             raise RewardError(f"reward {self._name}: its worker process cannot import it: {error.message}") from error
-        except WorkerTimeout as error:
+        except ProcessTimeout as error:
             raise RewardTimeout(f"reward {self._name}: {error.message}") from error
-        except WorkerFailed as error:
+        except ProcessFailed as error:
             raise RewardError(f"reward {self._name}: {error.message}") from error
         if "error" in answer:
             raise RewardError(answer["error"])

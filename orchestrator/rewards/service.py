@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from orchestrator.concurrency.processes import WorkerRefused
+from orchestrator.concurrency.processes import ServiceRefused
 from orchestrator.core.dotted import resolve
 from orchestrator.errors import DottedPathError, RewardError
 
@@ -30,13 +30,13 @@ def serve(options: dict[str, Any]) -> Callable[[dict[str, Any], bytes], dict[str
             ``key``, ``group``.
 
     Raises:
-        WorkerRefused: the path leads to no function.
+        ServiceRefused: the path leads to no function.
     """
     directory = options["directory"]
     try:
         function = resolve(options["function"], directory=None if directory is None else Path(directory))
     except DottedPathError as error:
-        raise WorkerRefused(error.message) from error
+        raise ServiceRefused(error.message) from error
     name, key, group = options["name"], options["key"], options["group"]
 
     def call(header: dict[str, Any], data: bytes) -> dict[str, Any]:

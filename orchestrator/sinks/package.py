@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from orchestrator.concurrency.processes import WorkerFailed, WorkerPool
+from orchestrator.concurrency.processes import ProcessFailed, ProcessPool
 from orchestrator.concurrency.processes.messages import encode_message
 
 from .feed import SinkFailed, StepFigures, as_json
@@ -43,7 +43,7 @@ class PackageSink:
         call_deadline_s: float = CALL_DEADLINE_S,
         service: str = SERVICE,
     ) -> None:
-        self._pool = WorkerPool(service, options, timeout_s=call_deadline_s, environment=environment)
+        self._pool = ProcessPool(service, options, timeout_s=call_deadline_s, environment=environment)
 
     async def write(self, steps: Sequence[StepFigures]) -> None:
         """Have the steps logged.
@@ -65,7 +65,7 @@ class PackageSink:
     async def _call(self, message: dict[str, Any]) -> None:
         try:
             answer = await self._pool.call(encode_message(message))
-        except WorkerFailed as error:
+        except ProcessFailed as error:
             raise SinkFailed(error.message) from error
         if "error" in answer:
             raise SinkFailed(str(answer["error"]))

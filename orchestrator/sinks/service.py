@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from orchestrator.concurrency.processes import WorkerRefused
+from orchestrator.concurrency.processes import ServiceRefused
 from orchestrator.core.dotted import resolve
 
 __all__ = ["PackageRun", "RunIdentity", "serve"]
@@ -76,14 +76,14 @@ def serve(options: dict[str, Any]) -> Callable[[dict[str, Any], bytes], dict[str
         options: ``kind``, ``run`` (the run's name), ``identity`` (path of the file), and those of the config.
 
     Raises:
-        WorkerRefused: the run cannot be opened.
+        ServiceRefused: the run cannot be opened.
     """
     kind = options["kind"]
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             run: PackageRun = resolve(RUNS[kind])(options, RunIdentity(Path(options["identity"])))
     except Exception as error:  # whatever the package raises is what the user has to know
-        raise WorkerRefused(f"{kind}: {_words(error)}") from error
+        raise ServiceRefused(f"{kind}: {_words(error)}") from error
 
     def call(header: dict[str, Any], _: bytes) -> dict[str, Any]:
         try:

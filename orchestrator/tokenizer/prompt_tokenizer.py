@@ -14,7 +14,7 @@ from typing import Any, Final, Self
 
 import anyio
 
-from orchestrator.concurrency.processes import WorkerFailed, WorkerPool, WorkerRefused, WorkerTimeout
+from orchestrator.concurrency.processes import ProcessFailed, ProcessPool, ProcessTimeout, ServiceRefused
 from orchestrator.concurrency.processes.messages import encode_message
 from orchestrator.errors import TokenizerError
 from orchestrator.records import Message
@@ -38,7 +38,7 @@ class PromptTokenizer:
     def __init__(self, options: dict[str, Any]) -> None:
         self._path = options["path"]
         self._limiter = anyio.CapacityLimiter(PROCESSES)
-        self._pool = WorkerPool(SERVICE, options, timeout_s=CALL_TIMEOUT_S)
+        self._pool = ProcessPool(SERVICE, options, timeout_s=CALL_TIMEOUT_S)
 
     @classmethod
     async def open(cls, path: Path, *, chat_template: str | None, add_generation_prompt: bool) -> Self:
@@ -79,9 +79,9 @@ class PromptTokenizer:
             for _ in range(TRIES):
                 try:
                     answer = await self._pool.call(message)
-                except (WorkerRefused, WorkerTimeout) as error:
+                except (ServiceRefused, ProcessTimeout) as error:
                     raise TokenizerError(f"the tokenizer at {self._path}: {error.message}") from error
-                except WorkerFailed as error:
+                except ProcessFailed as error:
                     failure = error.message
                     continue
                 if "error" in answer:

@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from orchestrator.concurrency.processes import WorkerRefused
+from orchestrator.concurrency.processes import ServiceRefused
 from orchestrator.errors import TokenizerError
 
 from .files import read_files
@@ -34,7 +34,7 @@ def serve(options: dict[str, Any]) -> Callable[[dict[str, Any], bytes], dict[str
     """Load the tokenizer; ``options`` are ``path``, ``chat_template`` and ``add_generation_prompt``.
 
     Raises:
-        WorkerRefused: it cannot be loaded.
+        ServiceRefused: it cannot be loaded.
     """
     try:
         import tokenizers
@@ -43,9 +43,9 @@ def serve(options: dict[str, Any]) -> Callable[[dict[str, Any], bytes], dict[str
         tokenizer = tokenizers.Tokenizer.from_file(str(files.vocabulary))
         render = _renderer(files.template, {**files.special, "add_generation_prompt": options["add_generation_prompt"]})
     except TokenizerError as error:
-        raise WorkerRefused(error.message) from error
+        raise ServiceRefused(error.message) from error
     except Exception as error:  # the library's own errors have no common type
-        raise WorkerRefused(f"the tokenizer at {options['path']} cannot be loaded: {error}") from error
+        raise ServiceRefused(f"the tokenizer at {options['path']} cannot be loaded: {error}") from error
 
     def call(header: dict[str, Any], _: bytes) -> dict[str, Any]:
         try:

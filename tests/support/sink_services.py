@@ -12,13 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from orchestrator.concurrency.processes import WorkerRefused
+from orchestrator.concurrency.processes import ServiceRefused
 
 
 def serve(options: dict[str, Any]) -> Callable[[dict[str, Any], bytes], dict[str, Any]]:
     folder = Path(options["folder"])
     if (folder / "refusal").exists():
-        raise WorkerRefused((folder / "refusal").read_text())
+        raise ServiceRefused((folder / "refusal").read_text())
 
     def call(header: dict[str, Any], _: bytes) -> dict[str, Any]:
         mood = (folder / "mood").read_text() if (folder / "mood").exists() else ""

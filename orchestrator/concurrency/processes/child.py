@@ -25,7 +25,7 @@ import orjson
 from orchestrator.core.dotted import resolve
 from orchestrator.errors import DottedPathError
 
-from .messages import PREFIX, WorkerRefused, encode_message
+from .messages import PREFIX, ServiceRefused, encode_message
 
 __all__ = ["main"]
 
@@ -42,7 +42,7 @@ def main() -> None:
     sys.path[:] = setup["sys_path"]
     try:
         serve = resolve(setup["service"])(setup["options"])
-    except (DottedPathError, WorkerRefused) as error:
+    except (DottedPathError, ServiceRefused) as error:
         _send(answers, {"error": error.message})
         return
     _send(answers, {})

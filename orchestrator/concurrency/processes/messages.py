@@ -1,11 +1,11 @@
-"""What goes through the pipes between the daemon and a worker process.
+"""What goes through the pipes between the daemon and a process of a service.
 
 A message is a prefix of two unsigned little-endian 32-bit lengths, one JSON object, and bytes::
 
-    daemon → worker   {"sys_path", "service", "options"}     once, at the start
-    worker → daemon   {} or {"error"}                        it is ready, or why it never will be
-    daemon → worker   a call                                 as the service wants it
-    worker → daemon   an answer                              without bytes
+    daemon → process  {"sys_path", "service", "options"}     once, at the start
+    process → daemon  {} or {"error"}                        it is ready, or why it never will be
+    daemon → process  a call                                 as the service wants it
+    process → daemon  an answer                              without bytes
 
 Invariants:
 
@@ -21,7 +21,7 @@ import orjson
 
 from orchestrator.errors import OrchestratorError
 
-__all__ = ["MAX_ANSWER_BYTES", "PREFIX", "WorkerFailed", "WorkerRefused", "WorkerTimeout", "encode_message"]
+__all__ = ["MAX_ANSWER_BYTES", "PREFIX", "ProcessFailed", "ProcessTimeout", "ServiceRefused", "encode_message"]
 
 PREFIX: Final = struct.Struct("<II")
 
@@ -29,22 +29,22 @@ MAX_ANSWER_BYTES: Final = 32 << 20
 """32 MiB: the rewards of a group of 1,024 samples with details of the largest size, or a prompt of the largest row."""
 
 
-class WorkerFailed(OrchestratorError, RuntimeError):
-    """A worker process ended, or what it sent is not an answer; the process is of no use any more."""
+class ProcessFailed(OrchestratorError, RuntimeError):
+    """The process of a service ended, or what it sent is not an answer; the process is of no use any more."""
 
-    code = "worker_failed"
-
-
-class WorkerTimeout(WorkerFailed, TimeoutError):
-    """A worker process was not ready, or had no answer, within its deadline; it was killed."""
-
-    code = "worker_timeout"
+    code = "process_failed"
 
 
-class WorkerRefused(WorkerFailed, ValueError):
+class ProcessTimeout(ProcessFailed, TimeoutError):
+    """The process of a service was not ready, or had no answer, within its deadline; it was killed."""
+
+    code = "process_timeout"
+
+
+class ServiceRefused(ProcessFailed, ValueError):
     """A service cannot serve what it was set up for; the message is the service's own."""
 
-    code = "worker_refused"
+    code = "service_refused"
 
 
 def encode_message(header: dict[str, Any], data: bytes = b"") -> bytes:

@@ -1,4 +1,4 @@
-"""The worker processes of one service: started when calls need them, used again, replaced when they fail.
+"""The processes of one service: started when calls need them, used again, replaced when they fail.
 
 Invariants:
 
@@ -6,7 +6,7 @@ Invariants:
 * A call that fails, outlives its deadline or is cancelled costs its process, and what that has started; the next call
   has another.
 * The deadline of a call counts from when the process is asked; starting it has a deadline of its own.
-* After :meth:`WorkerPool.aclose` no process is left.
+* After :meth:`ProcessPool.aclose` no process is left.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Any
 
 import anyio
 
-from .messages import WorkerFailed, WorkerTimeout
-from .process import WorkerProcess
+from .messages import ProcessFailed, ProcessTimeout
+from .process import ServiceProcess
 
-__all__ = ["WorkerPool"]
+__all__ = ["ProcessPool"]
 
 
-class WorkerPool:
+class ProcessPool:
     """See the module's invariants.
 
     Args:
@@ -39,64 +39,66 @@ class WorkerPool:
         self._options = options
         self._timeout_s = timeout_s
         self._environment = environment or {}
-        self._workers: set[WorkerProcess] = set()
-        self._idle: list[WorkerProcess] = []  # the last used is used next, so that its caches are warm
+        self._processes: set[ServiceProcess] = set()
+        self._idle: list[ServiceProcess] = []  # the last used is used next, so that its caches are warm
         self._closed = False
         self.started = 0
 
     @property
     def alive(self) -> int:
         """Processes of now."""
-        return len(self._workers)
+        return len(self._processes)
 
     async def call(self, message: bytes) -> dict[str, Any]:
         """Ask an idle process, or a new one.
 
         Raises:
-            WorkerRefused, WorkerTimeout, WorkerFailed: see there; no process is left of that call.
+            ServiceRefused, ProcessTimeout, ProcessFailed: see there; no process is left of that call.
         """
         return await self._ask(await self._take(), message)
 
-    async def _take(self) -> WorkerProcess:
+    async def _take(self) -> ServiceProcess:
         while self._idle:
-            worker = self._idle.pop()
-            if worker.is_alive:
-                return worker
-            await self._drop(worker)
+            process = self._idle.pop()
+            if process.is_alive:
+                return process
+            await self._drop(process)
         self._check_open()
-        worker = await WorkerProcess.start(service=self._service, options=self._options, environment=self._environment)
+        process = await ServiceProcess.start(
+            service=self._service, options=self._options, environment=self._environment
+        )
         self.started += 1
-        self._workers.add(worker)
+        self._processes.add(process)
         if self._closed:
-            await self._drop(worker)
+            await self._drop(process)
         self._check_open()
-        return worker
+        return process
 
     def _check_open(self) -> None:
         if self._closed:
-            raise WorkerFailed("it was closed")
+            raise ProcessFailed("it was closed")
 
-    async def _ask(self, worker: WorkerProcess, message: bytes) -> dict[str, Any]:
+    async def _ask(self, process: ServiceProcess, message: bytes) -> dict[str, Any]:
         answered = False
         try:
             with anyio.move_on_after(self._timeout_s):
-                answer = await worker.call(message)
+                answer = await process.call(message)
                 answered = True
                 return answer
         finally:
             if answered and not self._closed:
-                self._idle.append(worker)
+                self._idle.append(process)
             else:
-                await self._drop(worker)
-        raise WorkerTimeout(f"no answer within {self._timeout_s:g} s; its worker process was killed")
+                await self._drop(process)
+        raise ProcessTimeout(f"no answer within {self._timeout_s:g} s; its worker process was killed")
 
-    async def _drop(self, worker: WorkerProcess) -> None:
-        self._workers.discard(worker)
-        await worker.kill()
+    async def _drop(self, process: ServiceProcess) -> None:
+        self._processes.discard(process)
+        await process.kill()
 
     async def aclose(self) -> None:
         """Kill all processes; calls under way fail."""
         self._closed = True
         self._idle.clear()
-        while self._workers:
-            await self._drop(next(iter(self._workers)))
+        while self._processes:
+            await self._drop(next(iter(self._processes)))

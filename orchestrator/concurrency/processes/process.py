@@ -1,4 +1,4 @@
-"""The daemon's side of a worker process: start it, ask it, kill it.
+"""The daemon's side of the process of a service: start it, ask it, kill it.
 
 Invariants:
 
@@ -26,9 +26,9 @@ import orjson
 from anyio.abc import ByteReceiveStream, ByteSendStream, Process
 from anyio.streams.buffered import BufferedByteReceiveStream
 
-from .messages import MAX_ANSWER_BYTES, PREFIX, WorkerFailed, WorkerRefused, WorkerTimeout, encode_message
+from .messages import MAX_ANSWER_BYTES, PREFIX, ProcessFailed, ProcessTimeout, ServiceRefused, encode_message
 
-__all__ = ["WorkerProcess"]
+__all__ = ["ServiceProcess"]
 
 START_TIMEOUT_S: Final = 120.0
 """For the interpreter and the imports of the user's module: some import whole frameworks, from cold disks."""
@@ -37,12 +37,12 @@ KILL_TIMEOUT_S: Final = 5.0
 """A killed process is gone in milliseconds, unless the kernel holds it in a system call on a dead disk."""
 
 
-class WorkerProcess:
+class ServiceProcess:
     """One process that serves one service; made by :meth:`start`."""
 
     def __init__(self, process: Process) -> None:
         if process.stdin is None or process.stdout is None:
-            raise RuntimeError("a worker process needs pipes")
+            raise RuntimeError("the process of a service needs pipes")
         self._process = process
         self._killed = False
         self._calls: ByteSendStream = process.stdin
@@ -59,9 +59,9 @@ class WorkerProcess:
             environment: variables that the process has beside the daemon's own.
 
         Raises:
-            WorkerRefused: the service cannot serve that.
-            WorkerTimeout: it was not ready within ``START_TIMEOUT_S``.
-            WorkerFailed: it did not start.
+            ServiceRefused: the service cannot serve that.
+            ProcessTimeout: it was not ready within ``START_TIMEOUT_S``.
+            ProcessFailed: it did not start.
         """
         with anyio.CancelScope(shield=True):  # milliseconds; a process without an owner would be left otherwise
             try:
@@ -74,21 +74,21 @@ class WorkerProcess:
                     start_new_session=True,
                 )
             except OSError as error:  # too many processes or open files: data, not the end of the daemon
-                raise WorkerFailed(f"its worker process cannot be started: {error}") from error
-        worker = cls(process)
+                raise ProcessFailed(f"its worker process cannot be started: {error}") from error
+        started = cls(process)
         ready = False
         try:
             with anyio.move_on_after(START_TIMEOUT_S):
                 setup = {"sys_path": sys.path, "service": service, "options": options}
-                answer = await worker.call(encode_message(setup))
+                answer = await started.call(encode_message(setup))
                 if "error" in answer:
-                    raise WorkerRefused(answer["error"])
+                    raise ServiceRefused(answer["error"])
                 ready = True
-                return worker
+                return started
         finally:
             if not ready:
-                await worker.kill()
-        raise WorkerTimeout(f"its worker process was not ready within {START_TIMEOUT_S:g} s")
+                await started.kill()
+        raise ProcessTimeout(f"its worker process was not ready within {START_TIMEOUT_S:g} s")
 
     @property
     def is_alive(self) -> bool:
@@ -99,20 +99,20 @@ class WorkerProcess:
         """Send one message and wait for the answer; the caller holds the deadline.
 
         Raises:
-            WorkerFailed: the process ended, or what it sent is not an answer.
+            ProcessFailed: the process ended, or what it sent is not an answer.
         """
         try:
             await self._calls.send(message)
             header_bytes, data_bytes = PREFIX.unpack(await self._buffered.receive_exactly(PREFIX.size))
             if data_bytes or header_bytes > MAX_ANSWER_BYTES:
-                raise WorkerFailed(NOT_AN_ANSWER)
+                raise ProcessFailed(NOT_AN_ANSWER)
             answer: dict[str, Any] = orjson.loads(await self._buffered.receive_exactly(header_bytes))
         except (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
-            raise WorkerFailed(await self._ending()) from error
+            raise ProcessFailed(await self._ending()) from error
         except (anyio.EndOfStream, anyio.IncompleteRead) as error:
-            raise WorkerFailed(await self._ending()) from error
+            raise ProcessFailed(await self._ending()) from error
         except orjson.JSONDecodeError as error:
-            raise WorkerFailed(NOT_AN_ANSWER) from error
+            raise ProcessFailed(NOT_AN_ANSWER) from error
         return answer
 
     async def kill(self) -> None:

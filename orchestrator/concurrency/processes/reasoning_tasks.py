@@ -5,7 +5,7 @@ Invariants:
 * An entry is a function of (task, seed, size, options, index) and of nothing else: not of the process, of the entries
   made before it, or of the time. Some tasks go through sets of texts, so this holds where ``HASH_SEED`` is in the
   environment; some draw from the global generator, which is seeded for each entry.
-* The package is imported when the first entry is made, which is done in worker processes only: it may hang there.
+* The package is imported when the first entry is made, which is done in processes of their own only: it may hang there.
 """
 
 from __future__ import annotations
