@@ -303,3 +303,15 @@ def test_the_answers_of_tools_have_no_age() -> None:
     assert newest_version([[NO_VERSION, 2]]) is None
     with pytest.raises(ValueError, match="at least one token"):
         sample.append_context([])
+
+
+async def test_a_stop_text_does_not_begin_in_what_a_tool_said() -> None:
+    """Nor is it found there when the turn is gone on with."""
+    sample = Sample(index=0)
+    sample.append_context(list(b"the EN"))
+    sample.extend(list(b"D"), [-1.0], 0)
+    sampling = SamplingParams(max_new_tokens=40, stop=("END",))
+    async with running_pool(ScriptedEngine(name="e", seed=5)) as pool:
+        turn = TurnRequest(sample=sample, prompt_tokens=[65], sampling=sampling, begin=sample.turn_begin)
+        end = await pool.turn(turn)
+    assert (len(sample.tokens) - sample.turn_begin, end.reason, end.text[0]) == (40, "length", "D")
