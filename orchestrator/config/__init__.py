@@ -4,13 +4,13 @@
 the weights of the coming steps. ``docs/configuration.md`` describes every key.
 """
 
+from orchestrator.engines.spec import EngineSpec
+
 from .differences import Difference, differences, with_fixed
 from .document import Config, sampling_header, sampling_params
-from .engines import EmbeddedEngine, EngineSpec, LlamaCppEngine, OpenAIEngine, ScriptedEngine, SGLangEngine
 from .load import LoadedConfig, load_config, read_config
 from .metrics import sink_options
 from .run_time import (
-    adapter_options,
     engine_as_json,
     engine_specs,
     in_effect,
@@ -21,22 +21,15 @@ from .run_time import (
     without_sources,
 )
 from .sections import Sampling
-from .sources import RewardSpec, Source, prompt_options, reward_options
+from .sources import Source
 
 __all__ = [
     "Config",
     "Difference",
-    "EmbeddedEngine",
     "EngineSpec",
-    "LlamaCppEngine",
     "LoadedConfig",
-    "OpenAIEngine",
-    "RewardSpec",
-    "SGLangEngine",
     "Sampling",
-    "ScriptedEngine",
     "Source",
-    "adapter_options",
     "differences",
     "engine_as_json",
     "engine_specs",
@@ -44,9 +37,7 @@ __all__ = [
     "load_config",
     "parse_engine",
     "parse_source",
-    "prompt_options",
     "read_config",
-    "reward_options",
     "sampling_header",
     "sampling_params",
     "sink_options",

@@ -11,13 +11,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, ValidationError
+from pydantic_core import InitErrorDetails
 
 from orchestrator.core.filters import BUILT_IN_FILTERS
+from orchestrator.engines.kinds import AnyEngine, named
 from orchestrator.engines.port import SamplingParams
-
-from .engines import EngineSpec, Logprobs, logprobs_of, named
-from .fields import (
+from orchestrator.engines.spec import Logprobs
+from orchestrator.prompts.kinds import AnyPath
+from orchestrator.rewards.kinds import AnyReward
+from orchestrator.schema.fields import (
     Count,
     NonNegative,
     Section,
@@ -29,9 +32,10 @@ from .fields import (
     problem,
     subsection,
 )
+
 from .metrics import Metrics
 from .sections import Archive, Consumer, EngineDefaults, Logging, Rollout, Run, Sampling, Status, Tokenizer
-from .sources import PromptPath, Prompts, RewardField, Source
+from .sources import Source
 from .text import Location
 
 __all__ = ["FLAT_HOMES", "Config", "ConfigFile", "normalise", "sampling_header", "sampling_params"]
@@ -76,7 +80,7 @@ class Common(Section):
     )
     archive: Archive | None = Field(None, description="Acknowledged groups, kept for reading later; null: not kept.")
     sampling: Sampling = subsection("How tokens are drawn.")
-    engines: Annotated[tuple[EngineSpec, ...], list_of("engines", "[{kind: scripted}]", least=1)] = Field(
+    engines: Annotated[tuple[AnyEngine, ...], list_of("engines", "[{kind: scripted}]", least=1)] = Field(
         strict=False, json_schema_extra={"minItems": 1}, description="The inference servers."
     )
     data_source_weights: Annotated[
@@ -135,7 +139,7 @@ class Config(Common):
     @property
     def logprobs_kind(self) -> Logprobs:
         """The distribution that log-probabilities are of; where temperatures differ from 1 all engines agree."""
-        return "raw" if any(logprobs_of(engine) == "raw" for engine in self.engines) else "temperature"
+        return "raw" if any(engine.logprobs_given == "raw" for engine in self.engines) else "temperature"
 
 
 def sampling_params(sampling: Sampling, *, seed: int | None = None) -> SamplingParams:
@@ -160,7 +164,7 @@ class ConfigFile(Common):
         json_schema_extra={"minItems": 1},
         description="The sources of prompts. Not together with prompt_data.",
     )
-    prompt_data: Annotated[tuple[PromptPath, ...], list_of("one file for each source", "[a.jsonl]", least=1)] | None = (
+    prompt_data: Annotated[tuple[AnyPath, ...], list_of("one file for each source", "[a.jsonl]", least=1)] | None = (
         Field(
             None,
             strict=False,
@@ -171,7 +175,7 @@ class ConfigFile(Common):
     prompt_data_source_names: Annotated[tuple[SourceName, ...], list_of("one name for each file", "[a]")] | None = (
         Field(None, strict=False, description="Flat form: one name for each file of prompt_data, in their order.")
     )
-    reward: RewardField | None = Field(None, description="Flat form: what scores the responses of all sources.")
+    reward: AnyReward | None = Field(None, description="Flat form: what scores the responses of all sources.")
     input_key: str | None = Field(None, min_length=1, description="Flat form: prompts.input_key of all sources.")
     label_key: str | None = Field(None, min_length=1, description="Flat form: prompts.label_key of all sources.")
     metadata_key: str | None = Field(None, min_length=1, description="Flat form: prompts.metadata_key of all sources.")
@@ -189,6 +193,9 @@ def normalise(file: ConfigFile) -> tuple[Config, dict[Location, Location]]:
     """The one form, and where the file has what it moved: ``{place in Config: place in the file}``.
 
     The caller has made sure that the file has one of the two forms, whole.
+
+    Raises:
+        ValidationError: a key of the flat form does not go with the prompts of one of the sources.
     """
     common: dict[str, Any] = {key: getattr(file, key) for key in Common.model_fields}
     common["engines"] = named(file.engines)
@@ -222,7 +229,18 @@ def _flat_sources(file: ConfigFile) -> tuple[Source, ...]:
     }
     options = {key: value for key, flat in keys.items() if (value := getattr(file, flat)) is not None}
     reward: dict[str, Any] = {} if file.reward is None else {"reward": file.reward}
+    pairs = zip(file.prompt_data or (), file.prompt_data_source_names or (), strict=True)
     return tuple(
-        Source(name=name, prompts=Prompts(path=path, **options), **reward)
-        for path, name in zip(file.prompt_data or (), file.prompt_data_source_names or (), strict=True)
+        _flat_source({"name": name, "prompts": {"path": path, **options}, **reward}, index)
+        for index, (path, name) in enumerate(pairs)
     )
+
+
+def _flat_source(values: dict[str, Any], index: int) -> Source:
+    """One source of the flat form; what is wrong with it is said of its entry in ``prompt_data``."""
+    try:
+        return Source.model_validate(values)
+    except ValidationError as error:
+        said = error.errors()[0]["ctx"]
+        wrong = InitErrorDetails(type=problem(said["message"], said["hint"]), loc=("prompt_data", index), input=values)
+        raise ValidationError.from_exception_data("prompt_data", [wrong]) from None

@@ -19,14 +19,12 @@ from orchestrator.core.filters import load_filter
 from orchestrator.core.mixture.plan import PlannedBatch, forecast
 from orchestrator.core.weights.table import Weight, WeightTable, parse_weight
 from orchestrator.errors import DottedPathError, ExpressionError, OrchestratorError, PromptFileError, WeightError
-from orchestrator.prompts import PromptSource, open_prompts
-from orchestrator.rewards import BUILT_IN_REWARDS, build_reward
+from orchestrator.prompts import PromptSource
 from orchestrator.tokenizer import find_problem
 
 from .document import Config
-from .findings import Finding
-from .sources import Source, prompt_options, reward_options
-from .text import Location
+from .sources import Source
+from .text import Finding, Location
 
 __all__ = ["Examination", "examine", "find_broken_weights", "load_weights", "plan_from_start"]
 
@@ -35,9 +33,6 @@ STEPS_WHEN_ENDLESS: Final = 1000
 
 MAX_STEPS: Final = 100_000
 """Steps that are looked at at most: a few seconds of evaluating; longer runs than this have not been seen."""
-
-NEED_LABELS: Final = (*BUILT_IN_REWARDS, "math_verify")
-"""Rewards that compare with the label."""
 
 ROWS_WITH_LABELS: Final = 1000
 """Rows of a file that are looked at for labels: reading all of a large one takes minutes, and labels are missing
@@ -123,7 +118,7 @@ def _examine_caps(config: Config, steps: int, directory: Path, result: Examinati
 
 async def _examine_reward(index: int, source: Source, directory: Path, result: Examination) -> None:
     try:
-        reward = build_reward(**reward_options(source.reward), directory=directory)
+        reward = source.reward.build(directory=directory)
     except (DottedPathError, ValueError) as error:
         result.findings.append(Finding(("data_sources", index, "reward"), str(error)))
     else:
@@ -134,20 +129,20 @@ async def _examine_reward(index: int, source: Source, directory: Path, result: E
 
 
 async def _examine_prompts(config: Config, index: int, source: Source, result: Examination) -> None:
-    location = ("data_sources", index, "prompts", "path")
+    location = ("data_sources", index, "prompts", source.prompts.place)
     try:
-        prompts = await open_prompts(**prompt_options(source, seed=config.run.seed))
+        prompts = await source.prompts.open(name=source.name, seed=config.run.seed)
     except PromptFileError as error:
         result.findings.append(Finding(location, error.message))
         return
     result.prompts[source.name] = len(prompts)
     async with aclosing(prompts):
-        row = await _row_without_label(prompts) if source.reward.path in NEED_LABELS else None
+        row = await _row_without_label(prompts) if source.reward.needs_label else None
     if row is not None:
         result.findings.append(
             Finding(
                 location,
-                f"row {row} has no label, which {source.reward.path} compares with: no response of it could be scored",
+                f"row {row} has no label, which {source.reward.name} compares with: no response of it could be scored",
                 "name the key that holds it: prompts.label_key; or use a reward that needs no label",
             )
         )

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .document import FLAT_HOMES
-from .findings import Finding
+from .text import Finding
 
 __all__ = ["find_form_problems"]
 

@@ -18,11 +18,10 @@ from pydantic import ValidationError
 from orchestrator.errors import ConfigError, ConfigProblem
 
 from .document import Config, ConfigFile, normalise
-from .findings import Finding
 from .forms import find_form_problems
 from .messages import to_findings
 from .proofs import find_contradictions
-from .text import ConfigText, Location, key_path, read_text
+from .text import ConfigText, Finding, Location, key_path, read_text
 
 __all__ = ["LoadedConfig", "load_config", "read_config"]
 
@@ -72,7 +71,10 @@ def read_config(path: Path) -> LoadedConfig:
         problems += [_at(text, finding) for finding in to_findings(error)]
     if problems:
         raise _error(text.file, problems)
-    config, origins = normalise(file)
+    try:
+        config, origins = normalise(file)
+    except ValidationError as error:
+        raise _error(text.file, [_at(text, finding) for finding in to_findings(error)]) from None
     loaded = LoadedConfig(config, text, origins)
     if findings := list(find_contradictions(config)):
         raise loaded.error(findings)

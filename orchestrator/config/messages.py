@@ -3,23 +3,23 @@
 Invariants:
 
 * Every error of validation becomes one finding, and none is lost: what has no sentence of ours keeps pydantic's.
-* A finding's location is one of the file: the kind of an engine, which pydantic adds to locations, is taken out.
+* A finding's location is one of the file: the kind of a value, which stands in locations of errors, is taken out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
-from typing import Any, Final, Literal, get_args, get_origin
+from typing import Annotated, Any, Final, get_args, get_origin
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from orchestrator.schema.fields import Section, nearest, shown
+from orchestrator.schema.kinds import MARK, Kinds
+
 from .document import ConfigFile
-from .engines import ENGINE_KINDS
-from .fields import Section, nearest, shown
-from .findings import Finding
-from .text import Location, key_path
+from .text import Finding, Location, key_path
 
 __all__ = ["sections", "to_findings"]
 
@@ -42,8 +42,8 @@ FOREIGN_NAMES: Final = {
 }
 """Names that other programs give to keys of ours, and that no likeness leads to."""
 
-SERVED_BY: Final = {"vllm": "openai"}
-"""Servers that are not kinds by their own name, and the kind that speaks to them."""
+LISTS: Final = frozenset({"engines", "data_sources", "sinks"})
+"""Lists of sections; a key in one of them cannot be named without a position."""
 
 
 def to_findings(error: ValidationError) -> Iterator[Finding]:
@@ -58,15 +58,13 @@ def _finding(details: ErrorDetails) -> Finding:
     context = details.get("ctx", {})
     place = _in_file(location)
     if kind == "config":
-        return Finding(place, context["message"], context["hint"])
+        return Finding((*place, *context["at"]), context["message"], context["hint"])
     if kind == "extra_forbidden":
         return Finding(place, "unknown key", _known_key(location))
     if kind == "missing":
         if isinstance(location[-1], int):
             return Finding(place[:-1], "the list is too short", "two numbers are expected")
         return Finding(place, "is missing", _description(location))
-    if kind in ("union_tag_invalid", "union_tag_not_found"):
-        return _wrong_kind(place, value)
     if value is None and kind.endswith(("_type", "_attributes_type")):
         return Finding(place, "is null", "leave the key out for its default, or give it a value")
     sentence = SENTENCES.get(kind)
@@ -75,8 +73,8 @@ def _finding(details: ErrorDetails) -> Finding:
 
 
 def _in_file(location: Location) -> Location:
-    """The location without the kind that pydantic puts behind the position of an engine."""
-    return location[:2] + location[3:] if location[0] == "engines" else location
+    """The location without the kinds of values."""
+    return tuple(part for part in location if not (isinstance(part, str) and part.startswith(MARK)))
 
 
 # -- sentences --------------------------------------------------------------------------------------------------------
@@ -133,21 +131,12 @@ SENTENCES: Final[dict[str, Callable[[Any, Any], tuple[str, str]]]] = {
 }
 
 
-def _wrong_kind(place: Location, value: Any) -> Finding:
-    kind = value.get("kind") if isinstance(value, dict) else None
-    known = f"known kinds are {', '.join(ENGINE_KINDS)}"
-    if kind is None:
-        return Finding((*place, "kind"), "is missing", known)
-    near = (SERVED_BY.get(kind) or nearest(kind, ENGINE_KINDS)) if isinstance(kind, str) else None
-    return Finding((*place, "kind"), f"got {shown(kind)}", known + (f"; did you mean {near}?" if near else ""))
-
-
 # -- what the models know ---------------------------------------------------------------------------------------------
 
 
 @cache
 def sections() -> dict[tuple[str, ...], type[Section]]:
-    """Every section by its path without list positions; an engine's kind is part of its path."""
+    """Every section by its path without list positions; the kind of a value is part of its path, as in locations."""
     found: dict[tuple[str, ...], type[Section]] = {}
     _collect(ConfigFile, (), found)
     return found
@@ -156,20 +145,22 @@ def sections() -> dict[tuple[str, ...], type[Section]]:
 def _collect(model: type[Section], at: tuple[str, ...], found: dict[tuple[str, ...], type[Section]]) -> None:
     found[at] = model
     for name, field in model.model_fields.items():
-        inner = list(_models_in(field.annotation))
-        for section in inner:
-            kind = section.model_fields.get("kind")
-            kinds = get_args(kind.annotation) if kind is not None else ()
-            path = (*at, name, kinds[0]) if len(kinds) == 1 else (*at, name)  # a reward is one section for its kinds
-            _collect(section, path, found)
+        for kind, section in _models_in(field.annotation, field.metadata):
+            _collect(section, (*at, name, *kind), found)
 
 
-def _models_in(annotation: Any) -> Iterator[type[Section]]:
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        yield annotation
-    elif get_origin(annotation) is not Literal:
+def _models_in(annotation: Any, metadata: Iterable[Any]) -> Iterator[tuple[tuple[str, ...], type[Section]]]:
+    """The sections that a value may be, each with its kind as it stands in locations, or nothing."""
+    if (kinds := next((item for item in metadata if isinstance(item, Kinds)), None)) is not None:
+        yield from (((MARK + name,), spec) for name, spec in kinds.specs.items())
+    elif isinstance(annotation, type) and issubclass(annotation, Section):
+        yield (), annotation
+    elif get_origin(annotation) is Annotated:
+        inner, *more = get_args(annotation)
+        yield from _models_in(inner, more)
+    else:
         for argument in get_args(annotation):
-            yield from _models_in(argument)
+            yield from _models_in(argument, ())
 
 
 def _path(location: Location) -> tuple[str, ...]:
@@ -184,10 +175,10 @@ def _known_key(location: Location) -> str:
         return f"did you mean {foreign}?"
     if (near := nearest(key, known)) is not None:
         return f"did you mean {near}?"
-    homes = [path for path, section in sections().items() if key in section.model_fields]
-    homes = [path for path in homes if path and path[0] not in ("engines", "data_sources")]  # those need a position
+    homes = {_in_file(path) for path, section in sections().items() if key in section.model_fields}
+    homes = {path for path in homes if path and LISTS.isdisjoint(path)}
     if len(homes) == 1:
-        return f"did you mean {key_path((*homes[0], key))}?"
+        return f"did you mean {key_path((*homes.pop(), key))}?"
     return f"known keys are {', '.join(known)}"
 
 

@@ -8,34 +8,36 @@ Invariants:
 from __future__ import annotations
 
 import importlib.util
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import AfterValidator, Field
 
-from .fields import FilePath, Section, as_written, list_of, problem
+from orchestrator.schema.fields import FilePath, Section, as_written, list_of, problem
+from orchestrator.schema.kinds import Kind, Kinds
 
-__all__ = ["Metrics", "SinkSpec", "missing_package", "sink_options"]
-
-PACKAGES: Final = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow", "trackio": "trackio"}
-"""By kind of sink, the module that it needs; the extra that installs it is called as the kind."""
+__all__ = ["Metrics", "SinkSpec", "sink_options"]
 
 
-def missing_package(sink: SinkSpec) -> tuple[str, str] | None:
-    """What is not installed that a sink needs, and what to do; ``None``: nothing."""
-    module = PACKAGES[sink.kind]
-    if importlib.util.find_spec(module) is None:
-        return (
-            f"{sink.kind} needs the package {module}, which is not installed",
-            f"pip install 'rollout-orchestrator[{sink.kind}]'",
-        )
-    is_database = isinstance(sink, MlflowSink) and not sink.tracking_uri.startswith(("http:", "https:", "file:"))
-    if is_database and importlib.util.find_spec("sqlalchemy") is None:
-        return "a database as tracking_uri needs all of MLflow, and only its client is installed", "pip install mlflow"
-    return None
+class SinkSpec(Kind):
+    """A further place that the figures of each step are sent to."""
+
+    module: ClassVar[str]
+    """What has to be installed for it; the extra that installs it is called as the kind."""
+
+    def missing_package(self) -> tuple[str, str] | None:
+        """What is not installed that the sink needs, and what to do; ``None``: nothing."""
+        if importlib.util.find_spec(self.module) is None:
+            return (
+                f"{self.kind} needs the package {self.module}, which is not installed",
+                f"pip install 'rollout-orchestrator[{self.kind}]'",
+            )
+        return None
 
 
-class TensorBoardSink(Section):
+class TensorBoardSink(SinkSpec):
     """Event files for TensorBoard."""
+
+    module = "tensorboardX"
 
     kind: Literal["tensorboard"] = Field(description="TensorBoard, by the package tensorboardX.")
     dir: FilePath = as_written(
@@ -43,7 +45,7 @@ class TensorBoardSink(Section):
     )
 
 
-class _Named(Section):
+class _Named(SinkSpec):
     project: str | None = Field(None, min_length=1, description="Project; null: the name of the run.")
     name: str | None = Field(None, min_length=1, description="Name of the run there; null: run.name.")
     dir: FilePath | None = Field(
@@ -53,6 +55,8 @@ class _Named(Section):
 
 class WandbSink(_Named):
     """Weights & Biases."""
+
+    module = "wandb"
 
     kind: Literal["wandb"] = Field(description="Weights & Biases.")
     entity: str | None = Field(None, min_length=1, description="User or team; null: the default of who is logged in.")
@@ -67,6 +71,8 @@ class WandbSink(_Named):
 class TrackioSink(_Named):
     """trackio."""
 
+    module = "trackio"
+
     kind: Literal["trackio"] = Field(description="trackio: a database in a directory.")
 
 
@@ -79,8 +85,10 @@ def _tracking_uri(value: str) -> str:
     return value
 
 
-class MlflowSink(Section):
+class MlflowSink(SinkSpec):
     """MLflow."""
+
+    module = "mlflow"
 
     kind: Literal["mlflow"] = Field(description="MLflow.")
     tracking_uri: Annotated[str, AfterValidator(_tracking_uri)] = Field(
@@ -89,8 +97,21 @@ class MlflowSink(Section):
     experiment: str | None = Field(None, min_length=1, description="Experiment; null: the name of the run.")
     name: str | None = Field(None, min_length=1, description="Name of the run there; null: run.name.")
 
+    def missing_package(self) -> tuple[str, str] | None:
+        """Also where a database needs more than MLflow's client."""
+        is_database = not self.tracking_uri.startswith(("http:", "https:", "file:"))
+        missing = super().missing_package()
+        if missing is None and is_database and importlib.util.find_spec("sqlalchemy") is None:
+            return (
+                "a database as tracking_uri needs all of MLflow, and only its client is installed",
+                "pip install mlflow",
+            )
+        return missing
 
-SinkSpec = Annotated[TensorBoardSink | WandbSink | MlflowSink | TrackioSink, Field(discriminator="kind")]
+
+SINK_KINDS: Final = Kinds(TensorBoardSink, WandbSink, MlflowSink, TrackioSink)
+
+AnySink = Annotated[SinkSpec, SINK_KINDS]
 
 
 class Metrics(Section):
@@ -101,7 +122,7 @@ class Metrics(Section):
         67_108_864, description="Size in bytes at which metrics.jsonl is begun anew."
     )
     keep: Annotated[int, Field(ge=0, le=1000)] = Field(3, description="Older files of metrics.jsonl that are kept.")
-    sinks: Annotated[tuple[SinkSpec, ...], list_of("sinks", "[{kind: tensorboard}]"), Field(max_length=16)] = Field(
+    sinks: Annotated[tuple[AnySink, ...], list_of("sinks", "[{kind: tensorboard}]"), Field(max_length=16)] = Field(
         (), strict=False, description="Further places that the same figures are sent to."
     )
 

@@ -14,12 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from orchestrator.rewards import BUILT_IN_REWARDS
-
 from .document import Config
-from .engines import EmbeddedEngine, OpenAIEngine, ScriptedEngine, gives_truncated, logprobs_of
-from .findings import Finding
-from .metrics import missing_package
+from .text import Finding
 
 __all__ = ["MAX_SOCKET_PATH_BYTES", "find_contradictions"]
 
@@ -73,7 +69,7 @@ def _caps_leave_something(config: Config) -> Iterator[Finding]:
     if config.dynamic_sampling_filter != ZERO_STD_FILTER:
         return
     for index, cap in enumerate(config.data_source_reward_caps or ()):
-        if cap == 0 and config.data_sources[index].reward.path in BUILT_IN_REWARDS:
+        if cap == 0 and config.data_sources[index].reward.is_zero_or_one:
             yield Finding(
                 ("data_source_reward_caps", index),
                 f"a cap of 0 drops every group of {config.data_sources[index].name} that {ZERO_STD_FILTER} keeps",
@@ -101,27 +97,22 @@ def _group_fits_buffer(config: Config) -> Iterator[Finding]:
 
 def _context_fits_response(config: Config) -> Iterator[Finding]:
     for position, engine in enumerate(config.engines):
-        if not isinstance(engine, EmbeddedEngine):
+        if (bound := engine.context_bound) is None:
             continue
         for index, source in enumerate(config.data_sources):
             longest = config.sampling_of(source.name).max_new_tokens
-            if longest >= engine.context_tokens:
+            if longest >= bound:
                 own = source.sampling is not None and "max_new_tokens" in source.sampling.model_fields_set
                 yield Finding(
                     ("data_sources", index, "sampling", "max_new_tokens") if own else ("sampling", "max_new_tokens"),
-                    f"is {longest}: with any prompt before it that is more than the {engine.context_tokens} tokens of "
+                    f"is {longest}: with any prompt before it that is more than the {bound} tokens of "
                     f"engines[{position}].context_tokens",
                     "fewer new tokens, or a larger context",
                 )
 
 
 def _some_engine_works(config: Config) -> Iterator[Finding]:
-    def faults(engine: object) -> float:
-        if not isinstance(engine, ScriptedEngine):
-            return 0.0
-        return engine.failure_rate + engine.reset_rate + engine.hang_rate + engine.reject_rate
-
-    if all(faults(engine) >= 1 for engine in config.engines):
+    if all(engine.fault_share >= 1 for engine in config.engines):
         yield Finding(
             ("engines",), "every request would fail: the fault rates add up to 1", "leave some requests without a fault"
         )
@@ -129,7 +120,7 @@ def _some_engine_works(config: Config) -> Iterator[Finding]:
 
 def _logprobs_agree(config: Config) -> Iterator[Finding]:
     """At temperature 1 both kinds are the same numbers; elsewhere one batch must not mix them."""
-    if len({logprobs_of(engine) for engine in config.engines}) == 1:
+    if len({engine.logprobs_given for engine in config.engines}) == 1:
         return
     if warm := [s.name for s in config.data_sources if config.sampling_of(s.name).temperature != 1]:
         yield Finding(
@@ -142,8 +133,8 @@ def _logprobs_agree(config: Config) -> Iterator[Finding]:
 
 def _logprobs_can_be_given(config: Config) -> Iterator[Finding]:
     """After temperature, some give log-probabilities of the truncated distribution only; at 1 the raw ones do."""
-    asked = [p for p, engine in enumerate(config.engines) if not gives_truncated(engine)]
-    asked = [p for p in asked if logprobs_of(config.engines[p]) == "temperature"]
+    asked = [p for p, engine in enumerate(config.engines) if not engine.gives_untruncated]
+    asked = [p for p in asked if config.engines[p].logprobs_given == "temperature"]
     for source in config.data_sources:
         sampling = config.sampling_of(source.name)
         truncates = sampling.top_k != 0 or sampling.top_p != 1 or sampling.min_p != 0
@@ -159,9 +150,7 @@ def _logprobs_can_be_given(config: Config) -> Iterator[Finding]:
 
 def _engines_fit_together(config: Config) -> Iterator[Finding]:
     """Samples of text alone and samples of tokens cannot be mixed."""
-    chats = [
-        p for p, engine in enumerate(config.engines) if isinstance(engine, OpenAIEngine) and engine.dialect == "chat"
-    ]
+    chats = [position for position, engine in enumerate(config.engines) if engine.gives_text_alone]
     if chats and len(chats) < len(config.engines):
         yield Finding(
             ("engines", chats[0], "dialect"),
@@ -209,7 +198,7 @@ def _log_file_is_its_own(config: Config) -> Iterator[Finding]:
     log, location = config.logging.file, ("logging", "file")
     if log is None:
         return
-    others = {source.prompts.path: f"the prompts of {source.name}" for source in config.data_sources}
+    others = {source.prompts.file: f"the prompts of {source.name}" for source in config.data_sources}
     others |= {config.consumer.socket: "consumer.socket", config.run.state_dir: "run.state_dir"}
     if log in others:
         yield Finding(location, f"{log} is {others[log]} already", "a file of its own, such as logs/orchestrator.jsonl")
@@ -239,7 +228,7 @@ def _archive_can_be_written(config: Config) -> Iterator[Finding]:
 
 def _sinks_are_installed(config: Config) -> Iterator[Finding]:
     for position, sink in enumerate(config.metrics.sinks):
-        if (missing := missing_package(sink)) is not None:
+        if (missing := sink.missing_package()) is not None:
             yield Finding(("metrics", "sinks", position), *missing)
 
 

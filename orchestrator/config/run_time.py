@@ -15,19 +15,18 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError
 
 from orchestrator.core.ledger.source_changes import SourceChanges
+from orchestrator.engines.kinds import AnyEngine, named
+from orchestrator.engines.spec import EngineSpec
 from orchestrator.errors import BadRequest
+from orchestrator.schema.fields import Section, WeightText, list_of
 
 from .document import Config
-from .engines import EngineSpec, named
-from .fields import Section, WeightText, list_of
-from .findings import Finding
 from .messages import to_findings
 from .proofs import find_contradictions
 from .sources import Source
-from .text import key_path
+from .text import Finding, key_path
 
 __all__ = [
-    "adapter_options",
     "engine_as_json",
     "engine_specs",
     "in_effect",
@@ -40,7 +39,7 @@ __all__ = [
 
 
 class _Engines(Section):
-    engines: Annotated[tuple[EngineSpec, ...], list_of("engines", "[{kind: scripted}]", least=1)] = Field(strict=False)
+    engines: Annotated[tuple[AnyEngine, ...], list_of("engines", "[{kind: scripted}]", least=1)] = Field(strict=False)
 
 
 class _Sources(Section):
@@ -179,11 +178,6 @@ def engine_specs(config: Config, engines: Mapping[str, Mapping[str, Any]], *, di
 def engine_as_json(engine: EngineSpec) -> dict[str, Any]:
     """What a config file could say of it, with its name."""
     return engine.model_dump(mode="json")
-
-
-def adapter_options(engine: EngineSpec) -> dict[str, Any]:
-    """The options of its adapter, with ``kind`` and ``name``."""
-    return {key: getattr(engine, key) for key in type(engine).model_fields}
 
 
 def _said(findings: Iterable[Finding], what: str) -> str:

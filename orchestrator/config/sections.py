@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, JsonValue, model_validator
 
-from .fields import (
+from orchestrator.schema.fields import (
     Count,
     FilePath,
     HostPort,

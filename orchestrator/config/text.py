@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, ReusedAnchorWarning, YAMLError
@@ -24,7 +24,7 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from orchestrator.errors import ConfigError, ConfigProblem
 
-__all__ = ["ConfigText", "Location", "key_path", "read_text"]
+__all__ = ["ConfigText", "Finding", "Location", "key_path", "read_text"]
 
 Location = tuple[str | int, ...]
 """Keys and list positions from the top of the file: ``("data_sources", 1, "prompts", "path")``."""
@@ -51,6 +51,14 @@ def key_path(location: Location) -> str:
     for part in location:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
     return text
+
+
+class Finding(NamedTuple):
+    """One thing that is wrong, before it is known on which line: where, what, and what would be right."""
+
+    location: Location
+    message: str
+    hint: str = ""
 
 
 @dataclass(frozen=True, slots=True)

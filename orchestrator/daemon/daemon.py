@@ -21,7 +21,7 @@ import anyio
 from anyio.abc import TaskGroup, TaskStatus
 
 from orchestrator.concurrency.broadcast import Broadcast
-from orchestrator.config import Config, Source, in_effect, prompt_options
+from orchestrator.config import Config, Source, in_effect
 from orchestrator.core.ledger.events import Archived, SourceFacts, SourcesChanged
 from orchestrator.core.ledger.ledger import SourceSize
 from orchestrator.core.ledger.source_changes import SourceChanges
@@ -30,7 +30,7 @@ from orchestrator.daemon.control.reload import Reloader
 from orchestrator.engines import PROBE_TEXT
 from orchestrator.errors import ForeignState, OrchestratorError
 from orchestrator.logs import LogHandle
-from orchestrator.prompts import PromptSource, open_prompts
+from orchestrator.prompts import PromptSource
 from orchestrator.sinks import read_steps
 from orchestrator.state import SourceRules, StateLock, StateStore
 from orchestrator.status import MAX_POINTS, StatusServer, step_point
@@ -190,7 +190,7 @@ class Daemon:
         return tokenizer
 
     async def _open_prompts(self, stack: AsyncExitStack, source: Source) -> PromptSource:
-        prompts = await open_prompts(**prompt_options(source, seed=self._config.run.seed))
+        prompts = await source.prompts.open(name=source.name, seed=self._config.run.seed)
         stack.push_async_callback(prompts.aclose)
         return prompts
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from structlog.typing import FilteringBoundLogger
 
-from orchestrator.config import Config, EngineSpec, adapter_options, engine_as_json, engine_specs
+from orchestrator.config import Config, EngineSpec, engine_as_json, engine_specs
 from orchestrator.core.ledger.events import ParametersHeld
 from orchestrator.core.ledger.journal import Journal
 from orchestrator.core.ledger.ledger import Ledger
 from orchestrator.daemon.control.engines import EngineControl
-from orchestrator.engines import Engine, EnginePool, KnownParameters, PoolSettings, build_engine
+from orchestrator.engines import Engine, EnginePool, KnownParameters, PoolSettings
 
 __all__ = ["assemble_engines"]
 
@@ -46,7 +46,7 @@ def assemble_engines(
     specs = engine_specs(config, starting.engines, directory=directory)
 
     def build(spec: EngineSpec) -> Engine:
-        return build_engine(adapter_options(spec), workdir=config.run.state_dir)
+        return spec.build(workdir=config.run.state_dir)
 
     changes = ledger.engine_changes
     pool = EnginePool(

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from orchestrator.concurrency.broadcast import Broadcast
-from orchestrator.config import Config, reward_options, sampling_header, sampling_params
+from orchestrator.config import Config, sampling_header, sampling_params
 from orchestrator.core.filters import RewardCaps, Verdict, load_filter
 from orchestrator.core.mixture.mixer import Mixer
 from orchestrator.engines import EnginePool
@@ -29,7 +29,7 @@ from orchestrator.production.scoring import Scorer
 from orchestrator.production.turns import SingleTurn
 from orchestrator.prompts import PromptSource
 from orchestrator.records import Sample
-from orchestrator.rewards import Reward, build_reward
+from orchestrator.rewards import Reward
 from orchestrator.state import StateStore
 from orchestrator.tokenizer import PromptTokenizer
 
@@ -74,7 +74,7 @@ class SourceLines:
         Raises:
             DottedPathError, ValueError: it cannot be used.
         """
-        return build_reward(**reward_options(config.source(source).reward), directory=self.directory)
+        return config.source(source).reward.build(directory=self.directory)
 
     def line(self, config: Config, source: str, prompts: PromptSource, reward: Reward) -> SourceLine:
         """A source's line; the ledger has the source.

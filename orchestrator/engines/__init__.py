@@ -5,9 +5,8 @@ from orchestrator.engines.pool.parameter_update import EngineUpdate, UpdateMode
 from orchestrator.engines.pool.pool import EnginePool, EngineStatistics, KnownParameters, PoolSettings
 from orchestrator.engines.pool.roster import PROBE_TEXT
 
-from .build import build_engine
 from .port import Engine, EngineInfo, GenerationEnd, GenerationRequest, ParameterUpdate, SamplingParams, TokenSink
-from .scripted import ScriptedEngine
+from .scripted.engine import ScriptedEngine
 
 __all__ = [
     "PROBE_TEXT",
@@ -27,5 +26,4 @@ __all__ = [
     "TurnEnd",
     "TurnRequest",
     "UpdateMode",
-    "build_engine",
 ]

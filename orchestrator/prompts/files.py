@@ -3,30 +3,35 @@
 Invariants:
 
 * A file that opens has no bad row; a file with bad rows does not open, and the error names them.
-* File work that may take long happens in :func:`load_prompts`, which ``open_prompts`` runs in a worker thread;
+* File work that may take long happens in :meth:`FileSpec.load`, which :meth:`FileSpec.open` runs in a worker thread;
   reading one row afterwards takes microseconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Annotated, ClassVar, Protocol
+
+import anyio.to_thread
+from pydantic import Field
 
 from orchestrator.errors import PromptFileError
 from orchestrator.records import Prompt
+from orchestrator.schema.fields import FilePath
 
-from .jsonl import JsonlRows
 from .order import PromptOrder
-from .parquet import ParquetRows
 from .port import PromptSource
 from .rows import DEFAULT_INPUT_KEY, Row, RowKeys
+from .spec import PromptSpec
 
-__all__ = ["PromptFile", "Rows", "load_prompts"]
+__all__ = ["FileSpec", "PromptFile", "Rows"]
 
 
 class Rows(Protocol):
-    """One format's way to the rows of a file."""
+    """One format's way to the rows of a file; made with the file and the keys of its rows."""
+
+    def __init__(self, path: Path, keys: RowKeys) -> None: ...
 
     def __len__(self) -> int:
         """Number of rows, at least 1."""
@@ -35,13 +40,6 @@ class Rows(Protocol):
     def read(self, row: int) -> Row:
         """The row of that number, from 0."""
         ...
-
-
-FORMATS: Final[dict[str, tuple[Callable[[Path, RowKeys], Rows], bool]]] = {
-    ".jsonl": (JsonlRows, False),
-    ".parquet": (ParquetRows, True),
-}
-"""By suffix: the reader, and whether metadata may be a string of JSON."""
 
 
 class PromptFile:
@@ -95,46 +93,64 @@ class PromptFile:
         """The file is let go of with the last who reads it."""
 
 
-def load_prompts(
-    *,
-    name: str,
-    path: Path,
-    input_key: str = DEFAULT_INPUT_KEY,
-    label_key: str | None = None,
-    metadata_key: str | None = None,
-    max_new_tokens_key: str | None = None,
-    shuffle: bool = True,
-    epochs: int | None = None,
-    seed: int = 0,
-) -> PromptSource:
-    """Open and check a file of prompts; blocks for as long as reading the file takes.
+class FileSpec(PromptSpec):
+    """Prompts that are rows of a file; the base of the kinds that are formats of files."""
 
-    Args:
-        name: the source's name; part of what its order is a function of.
-        path: a file whose suffix tells its format: JSON lines (``.jsonl``) or Parquet (``.parquet``).
-        input_key: where a row has its prompt: a text, a list of chat messages, or a list of token ids.
-        label_key: where a row has its label, any JSON; named, it must be in every row. ``None``: ``label``, where
-            a row has it.
-        metadata_key: the same for an object of metadata. ``None``: ``metadata``, where a row has it.
-        max_new_tokens_key: where every row has the bound of its responses, in tokens; ``None``: rows have none.
-        shuffle: a new order in every epoch; ``False``: the order of the file.
-        epochs: how often the prompts are gone through, 1 or more; ``None``: for ever.
-        seed: the run's seed, 0 or more.
+    known_as = "files"
 
-    Raises:
-        PromptFileError: the file cannot be used; the message names each bad line or row, up to 20.
-        ValueError: ``epochs`` or ``seed`` out of range.
-    """
-    if epochs is not None and epochs < 1:
-        raise ValueError(f"epochs is {epochs}, it has to be 1 or more (or null: for ever)")
-    try:
-        reader, json_text = FORMATS[path.suffix.lower()]
-    except KeyError:
-        raise PromptFileError(
-            f"{path}: the suffix {path.suffix!r} tells no known format; known are {', '.join(FORMATS)}"
-        ) from None
-    try:
-        rows = reader(path, RowKeys(input_key, label_key, metadata_key, json_text, max_new_tokens_key))
-    except OSError as error:
-        raise PromptFileError(f"{path}: cannot be read: {error.strerror or error}") from error
-    return PromptFile(name, rows, PromptOrder(seed=seed, name=name, rows=len(rows), shuffle=shuffle), epochs)
+    suffix: ClassVar[str]
+    """The end of the file names that say their kind by themselves."""
+
+    reader: ClassVar[type[Rows]]
+    """Opens the file and checks every row."""
+
+    has_json_text: ClassVar[bool] = False
+    """Whether metadata may be a text of JSON."""
+
+    path: FilePath = Field(description="File of prompts. Relative to the config file.")
+    input_key: Annotated[str, Field(min_length=1)] = Field(
+        DEFAULT_INPUT_KEY, description="Key of a row that holds the prompt: text, chat messages, or token ids."
+    )
+    label_key: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="Key of a row that holds the label; null: label, where a row has it."
+    )
+    metadata_key: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="Key of a row that holds an object of metadata; null: metadata, where a row has it."
+    )
+    max_new_tokens_key: Annotated[str, Field(min_length=1)] | None = Field(
+        None,
+        description="Key of a row that holds the longest response to it in tokens, where that is less than "
+        "sampling.max_new_tokens; null: rows have none.",
+    )
+
+    @classmethod
+    def claims(cls, path: str) -> bool:
+        """By the suffix, in any case."""
+        return Path(path).suffix.lower() == cls.suffix
+
+    @property
+    def file(self) -> Path:
+        """The file."""
+        return self.path
+
+    async def open(self, *, name: str, seed: int) -> PromptSource:
+        """As :meth:`load`, in a worker thread."""
+        return await anyio.to_thread.run_sync(partial(self.load, name=name, seed=seed))
+
+    def load(self, *, name: str, seed: int = 0) -> PromptSource:
+        """Open and check the file; blocks for as long as reading it takes.
+
+        Args:
+            name: the source's name; part of what its order is a function of.
+            seed: the run's seed, 0 or more.
+
+        Raises:
+            PromptFileError: the file cannot be used; the message names each bad line or row, up to 20.
+        """
+        keys = RowKeys(self.input_key, self.label_key, self.metadata_key, self.has_json_text, self.max_new_tokens_key)
+        try:
+            rows = self.reader(self.path, keys)
+        except OSError as error:
+            raise PromptFileError(f"{self.path}: cannot be read: {error.strerror or error}") from error
+        order = PromptOrder(seed=seed, name=name, rows=len(rows), shuffle=self.shuffle)
+        return PromptFile(name, rows, order, self.epochs)

@@ -19,15 +19,17 @@ import zlib
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, Literal
 
 import orjson
+from pydantic import Field
 
 from orchestrator.errors import PromptFileError
 
+from .files import FileSpec
 from .rows import BadRow, Row, RowKeys
 
-__all__ = ["MAX_LINE_BYTES", "JsonlRows"]
+__all__ = ["MAX_LINE_BYTES", "JsonlRows", "JsonlSpec"]
 
 MAX_LINE_BYTES: Final = 16 << 20
 """16 MiB: 4 million tokens of text in one prompt; a file without newlines must not fill the memory."""
@@ -124,3 +126,14 @@ def _parse_line(line: bytes) -> Any:
         return orjson.loads(line)
     except orjson.JSONDecodeError as error:
         raise BadRow(f"not JSON: {error}") from None
+
+
+class JsonlSpec(FileSpec):
+    """Prompts in a file of JSON lines."""
+
+    suffix = ".jsonl"
+    reader = JsonlRows
+
+    kind: Literal["jsonl"] = Field(
+        "jsonl", description="jsonl: a file of JSON lines; may be left out where path ends in .jsonl."
+    )

@@ -11,13 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
+
+from pydantic import Field
 
 from orchestrator.errors import PromptFileError
 
+from .files import FileSpec
 from .rows import BadRow, Row, RowKeys
 
-__all__ = ["ParquetRows"]
+__all__ = ["ParquetRows", "ParquetSpec"]
 
 MAX_PROBLEMS: Final = 20
 """Bad rows that one error names: enough to see the pattern, few enough to read."""
@@ -83,3 +86,15 @@ def _read_columns(path: Path, keys: RowKeys) -> Any:
         raise PromptFileError(f"{path}: not a Parquet file that pyarrow can read: {error}") from error
     except BadRow as error:
         raise PromptFileError(f"{path}: {error}") from None
+
+
+class ParquetSpec(FileSpec):
+    """Prompts in a Parquet file."""
+
+    suffix = ".parquet"
+    reader = ParquetRows
+    has_json_text = True
+
+    kind: Literal["parquet"] = Field(
+        "parquet", description="parquet: a Parquet file; may be left out where path ends in .parquet."
+    )

@@ -1,4 +1,4 @@
-"""The call of a reward function as a message of the pipes to its worker process (``processes/messages.py``).
+"""The call of a reward function as a message of the pipes to its worker process (``concurrency.processes``).
 
 Invariants:
 

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 import anyio
 
-from orchestrator.engines import EnginePool, SamplingParams, build_engine
+from orchestrator.engines import EnginePool, SamplingParams
 from orchestrator.records import Sample
 from tests.campaigns.checks import Failure, Trainer, arguments, check_accounts, must, scratch, until
 from tests.campaigns.farm import Farm, Server
@@ -30,6 +30,7 @@ from tests.campaigns.script import problem_of
 from tests.support.daemon_process import daemon, write_config
 from tests.support.engine_pools import running_pool
 from tests.support.fault_proxy import KINDS, Rates
+from tests.support.specs import build_engine
 
 LENGTH: Final = (20, 120)
 LIMIT: Final = 120

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import json
 import re
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import jsonschema
 import pytest
@@ -19,20 +18,19 @@ from ruamel.yaml import YAML
 from orchestrator.cli import main
 from orchestrator.config import (
     Config,
-    EmbeddedEngine,
-    LlamaCppEngine,
-    OpenAIEngine,
-    ScriptedEngine,
-    SGLangEngine,
-    adapter_options,
+    differences,
     load_config,
-    prompt_options,
+    parse_source,
     sampling_header,
     sampling_params,
+    source_as_json,
 )
 from orchestrator.config.document import ConfigFile
 from orchestrator.config.messages import sections
 from orchestrator.config.schema import config_schema, render_schema
+from orchestrator.engines.embedded.spec import EmbeddedSpec
+from orchestrator.engines.kinds import ENGINE_KINDS
+from orchestrator.engines.llamacpp.spec import LlamaCppSpec
 from orchestrator.engines.port import SamplingParams
 from orchestrator.errors import ConfigError
 from tests.config.test_problems import CASES
@@ -76,14 +74,12 @@ def test_the_defaults_are_those_of_the_contract(tmp_path: Path) -> None:
     assert config.sampling_of("a") == config.sampling
     assert sampling_params(config.sampling) == SamplingParams()
     assert config.data_sources[0].reward.model_dump() == {
-        "kind": "function",
+        "kind": "builtin",
         "path": "exact_match",
-        "url": None,
         "key": None,
         "timeout_s": 30,
         "concurrency": 16,
         "group": False,
-        "api_key_env": None,
     }
     assert config.status.http == "127.0.0.1:8642"
     assert (config.logging.file, config.logging.level) == (None, "info")
@@ -105,7 +101,7 @@ def test_relative_paths_are_relative_to_the_config_file(tmp_path: Path, monkeypa
     assert config.run.state_dir == below / "state"
     assert config.consumer.socket == below / "run/orchestrator.sock"
     assert config.data_sources[0].prompts.path == tmp_path / "data/a.jsonl"
-    assert isinstance(config.engines[0], EmbeddedEngine)
+    assert isinstance(config.engines[0], EmbeddedSpec)
     assert config.engines[0].model == Path("/home/someone/m.gguf")
     assert config.logging.file == Path("/var/log/x.jsonl")
 
@@ -139,19 +135,16 @@ engines:
 """
     config = load(tmp_path, MINIMAL.replace("engines: [{kind: scripted}]", engines) + "sampling: {max_new_tokens: 8}\n")
     assert [engine.name for engine in config.engines] == ["scripted-0", "gpu-3:8080", "own"]
-    assert isinstance(config.engines[1], LlamaCppEngine)
+    assert isinstance(config.engines[1], LlamaCppSpec)
     assert config.engines[1].url == "https://gpu-3:8080"
     assert config.logprobs_kind == "raw"
-    options = [adapter_options(engine) for engine in config.engines]
-    assert [option["kind"] for option in options] == ["scripted", "llamacpp", "embedded"]
-    assert options[0]["name"] == "scripted-0"
+    assert [engine.kind for engine in config.engines] == ["scripted", "llamacpp", "embedded"]
+    assert config.engines[0].adapter_options()["name"] == "scripted-0"
 
 
-@pytest.mark.parametrize("spec", [EmbeddedEngine, LlamaCppEngine, OpenAIEngine, ScriptedEngine, SGLangEngine])
+@pytest.mark.parametrize("spec", ENGINE_KINDS.specs.values(), ids=ENGINE_KINDS.specs)
 def test_the_keys_of_an_engine_are_those_of_its_adapter(spec: Any) -> None:
-    kind = get_args(spec.model_fields["kind"].annotation)[0]
-    adapter = getattr(importlib.import_module(f"orchestrator.engines.{kind}"), spec.__name__)
-    parameters = inspect.signature(adapter).parameters
+    parameters = inspect.signature(spec.adapter).parameters
     for key, field in spec.model_fields.items():
         if key not in ("kind", "name"):
             expected = inspect.Parameter.empty if field.is_required() else field.default
@@ -245,13 +238,11 @@ data_source_weights: [1, 1, 1]
 """,
     )
     assert [source.reward.path for source in config.data_sources] == ["reasoning_gym", "contains", "exact_match"]
-    options = prompt_options(config.data_sources[0], seed=1)
-    assert options["path"] == "reasoning_gym:chain_sum"
-    assert {key: options[key] for key in ("name", "size", "task_seed", "seed", "options", "shuffle", "epochs")} == {
-        "name": "a",
+    assert config.data_sources[0].prompts.model_dump() == {
+        "kind": "reasoning_gym",
+        "path": "reasoning_gym:chain_sum",
         "size": 5,
-        "task_seed": 7,
-        "seed": 1,
+        "seed": 7,
         "options": {"min_terms": 3},
         "shuffle": True,
         "epochs": None,
@@ -267,6 +258,52 @@ data_source_weights: [1, 1]
     )
     assert [source.prompts.path for source in flat.data_sources] == ["reasoning_gym:chain_sum", tmp_path / "a.jsonl"]
     assert [source.reward.path for source in flat.data_sources] == ["reasoning_gym", "exact_match"]
+
+
+def test_a_kind_that_is_written_means_what_is_found_without_it(tmp_path: Path) -> None:
+    """A reload sees no difference, and what is kept of a source is what the file says."""
+    silent = """
+engines: [{kind: scripted}]
+data_sources:
+  - {name: a, prompts: {path: a.jsonl}, reward: contains}
+  - {name: b, prompts: {path: B.PARQUET, input_key: q}, reward: {path: my.rewards.score, timeout_s: 5}}
+  - {name: c, prompts: {path: "reasoning_gym:chain_sum", size: 5}}
+  - {name: d, prompts: {path: d.jsonl}}
+data_source_weights: [1, 1, 1, 1]
+"""
+    spoken = """
+engines: [{kind: scripted}]
+data_sources:
+  - {name: a, prompts: {kind: jsonl, path: a.jsonl}, reward: {kind: builtin, path: contains}}
+  - name: b
+    prompts: {kind: parquet, path: B.PARQUET, input_key: q}
+    reward: {kind: function, path: my.rewards.score, timeout_s: 5, url: null}
+  - {name: c, prompts: {kind: reasoning_gym, path: chain_sum, size: 5}}
+  - {name: d, prompts: {kind: jsonl, path: d.jsonl}, reward: {path: exact_match}}
+data_source_weights: [1, 1, 1, 1]
+"""
+    one, other = load(tmp_path, silent), load(tmp_path, spoken)
+    assert differences(one, other) == []
+    assert [source.prompts.kind for source in one.data_sources] == ["jsonl", "parquet", "reasoning_gym", "jsonl"]
+    assert [source.reward.kind for source in one.data_sources] == ["builtin", "function", "builtin", "builtin"]
+    kept = [source_as_json(source) for source in one.data_sources]
+    assert kept[0] == {"name": "a", "prompts": {"path": str(tmp_path / "a.jsonl")}, "reward": {"path": "contains"}}
+    assert kept[2]["reward"] == {"path": "reasoning_gym"}
+    again = [parse_source(source, 1, None, directory=tmp_path) for source in kept]
+    assert again == list(other.data_sources)
+
+
+def test_with_its_kind_a_file_may_have_any_name(tmp_path: Path) -> None:
+    config = load(tmp_path, MINIMAL.replace("{path: a.jsonl}", "{kind: jsonl, path: rows.txt}"))
+    assert config.data_sources[0].prompts.file == tmp_path / "rows.txt"
+
+
+def test_a_built_in_reward_may_still_be_called_a_function(tmp_path: Path) -> None:
+    """As files did before there was ``builtin``; what is kept of such a source stays what it was."""
+    source = "{path: a.jsonl}, reward: {kind: function, path: contains, api_key_env: null}"
+    config = load(tmp_path, MINIMAL.replace("{path: a.jsonl}", source))
+    assert config.data_sources[0].reward.needs_label
+    assert source_as_json(config.data_sources[0])["reward"] == {"kind": "function", "path": "contains"}
 
 
 KEYS = sorted({key for section in sections().values() for key in section.model_fields})
@@ -353,8 +390,7 @@ def test_a_key_is_described_in_the_schema_and_in_the_documentation(path: Any, ke
 
 
 def test_there_are_examples_of_every_engine_and_of_both_forms() -> None:
-    kinds = {type(engine) for path in EXAMPLES for engine in load_config(path).engines}
-    assert kinds == {ScriptedEngine, EmbeddedEngine, LlamaCppEngine, OpenAIEngine, SGLangEngine}
+    assert {engine.kind for path in EXAMPLES for engine in load_config(path).engines} == set(ENGINE_KINDS.specs)
     assert {"minimal.yaml", "curriculum.yaml", "llamacpp.yaml", "flat.yaml"} <= {path.name for path in EXAMPLES}
 
 

@@ -368,7 +368,7 @@ data_source_weights: [1, 1, 1]
 4: data_sources[0].reward: url is for servers (write kind: http)
 7: data_sources[1].reward: nothing says what scores (path: one of contains, exact_match, math_verify, reasoning_gym, \
 or package.module.f)
-10: data_sources[2].reward.kind: got the text "https" (one of function, http; did you mean http?)
+10: data_sources[2].reward.kind: got the text "https" (known kinds are builtin, function, http; did you mean http?)
 """,
     ),
     "unknown key of a reward": Wrong(
@@ -416,6 +416,78 @@ data_source_weights: [1, 1, 1]
 5: data_sources[1].prompts: size, options: for tasks (path: reasoning_gym:TASK), not for files (leave it out)
 7: data_sources[2].prompts.path: 'reasoning_gym:' names no task (write reasoning_gym:TASK, such as \
 reasoning_gym:chain_sum)
+""",
+    ),
+    "prompts of an unknown kind": Wrong(
+        """
+data_sources:
+  - name: sums
+    prompts: {kind: json, path: sums.jsonl}
+  - name: more
+    prompts: {kind: csv, path: more.csv}
+  - name: most
+    prompts: {path: most.csv}
+  - name: last
+    prompts: {kind: reasoning_gym, path: "chain sum"}
+data_source_weights: [1, 1, 1, 1]
+""",
+        """
+3: data_sources[0].prompts.kind: got the text "json" (known kinds are jsonl, parquet, reasoning_gym; did you mean \
+jsonl?)
+5: data_sources[1].prompts.kind: got the text "csv" (known kinds are jsonl, parquet, reasoning_gym)
+7: data_sources[2].prompts.path: most.csv: the suffix '.csv' tells no known format; known are .jsonl, .parquet \
+(rename the file, or write its kind beside path)
+9: data_sources[3].prompts.path: 'chain sum' names no task (write reasoning_gym:TASK, such as reasoning_gym:chain_sum)
+""",
+    ),
+    "keys and paths of one kind, named with another": Wrong(
+        """
+data_sources:
+  - name: sums
+    prompts: {kind: parquet, path: sums.parquet, size: 5}
+  - name: more
+    prompts: {kind: reasoning_gym, path: chain_sum, input_key: question}
+    reward: {kind: builtin, path: my.rewards.score}
+  - name: most
+    prompts: {path: sums.jsonl}
+    reward: {kind: builtin, path: exactmatch}
+  - name: last
+    prompts: {path: sums.jsonl}
+    reward: {kind: built_in, path: contains}
+data_source_weights: [1, 1, 1, 1]
+""",
+        """
+3: data_sources[0].prompts: size: for tasks (path: reasoning_gym:TASK), not for files (leave it out)
+5: data_sources[1].prompts: input_key: for files of prompts; chain_sum has none (leave it out)
+6: data_sources[1].reward.path: 'my.rewards.score' is not a built-in reward (built-in are contains, exact_match, \
+math_verify, reasoning_gym)
+9: data_sources[2].reward.path: 'exactmatch' is not a built-in reward (did you mean exact_match?)
+12: data_sources[3].reward.kind: got the text "built_in" (known kinds are builtin, function, http; did you mean \
+builtin?)
+""",
+    ),
+    "a key of the flat form that does not go with all of its sources": Wrong(
+        """
+prompt_data: [sums.jsonl, "reasoning_gym:chain_sum"]
+prompt_data_source_names: [sums, puzzles]
+input_key: question
+data_source_weights: [1, 1]
+""",
+        "1: prompt_data[1]: input_key: for files of prompts; reasoning_gym:chain_sum has none (leave it out)",
+    ),
+    "sink of an unknown kind, and keys of sinks": Wrong(
+        """
+metrics:
+  sinks:
+    - {kind: tensorbord}
+    - {kind: wandb, mod: offline}
+    - {kind: wandb, mode: off}
+""",
+        """
+3: metrics.sinks[0].kind: got the text "tensorbord" (known kinds are tensorboard, wandb, mlflow, trackio; did you \
+mean tensorboard?)
+4: metrics.sinks[1].mod: unknown key (did you mean mode?)
+5: metrics.sinks[2].mode: got the text "off" (one of online, offline; did you mean offline?)
 """,
     ),
     "key for a reward that returns a number": Wrong(

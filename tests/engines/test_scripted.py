@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.engines import SamplingParams, ScriptedEngine
-from orchestrator.engines.scripted import END_OF_SEQUENCE, answer_of
+from orchestrator.engines.scripted.engine import END_OF_SEQUENCE, answer_of
 from orchestrator.errors import EngineRejected, EngineUnavailable
 from tests.support.engine_pools import Got, ask, request
 from tests.support.engine_time import JUMPING

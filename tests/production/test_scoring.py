@@ -11,9 +11,10 @@ import pytest
 from orchestrator.errors import RewardError, RewardTimeout
 from orchestrator.production.scoring import Scorer
 from orchestrator.records import Sample
-from orchestrator.rewards import Reward, RewardUnavailable, build_reward
+from orchestrator.rewards import Reward, RewardUnavailable
 from tests.rewards.test_http import PROMPT, finished
 from tests.support.http_faults import SILENCE, FaultServer, answer, fault_server
+from tests.support.specs import build_reward
 
 
 @asynccontextmanager

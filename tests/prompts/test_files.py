@@ -16,9 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.errors import PromptFileError
-from orchestrator.prompts import PromptSource, load_prompts, open_prompts
+from orchestrator.prompts import PromptSource
 from orchestrator.prompts.jsonl import MAX_LINE_BYTES
 from orchestrator.records import Prompt
+from tests.support.specs import load_prompts, open_prompts
 
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2+2?"}]
 
@@ -195,13 +196,13 @@ def test_a_directory_is_not_a_file(tmp_path: Path) -> None:
 def test_unknown_formats_are_refused_with_the_known_ones(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_text('{"prompt": "a"}\n')
-    with pytest.raises(PromptFileError, match=r"known are \.jsonl, \.parquet"):
+    with pytest.raises(ValueError, match=r"known are \.jsonl, \.parquet"):
         load_prompts(name="x", path=path)
 
 
 @pytest.mark.parametrize("epochs", [0, -1])
 def test_epochs_begin_at_one(tmp_path: Path, epochs: int) -> None:
-    with pytest.raises(ValueError, match="1 or more"):
+    with pytest.raises(ValueError, match="greater than or equal to 1"):
         load_prompts(name="x", path=write_jsonl(tmp_path / "x.jsonl", {"prompt": "a"}), epochs=epochs)
 
 
@@ -380,7 +381,7 @@ def test_pyarrow_is_needed_for_parquet_alone(tmp_path: Path) -> None:
     write_parquet(tmp_path / "x.parquet", {"prompt": "a"})
     program = (
         "import sys; sys.modules['pyarrow'] = None\n"  # what an import of a missing package looks like
-        "from pathlib import Path; from orchestrator.prompts import load_prompts\n"
+        "from pathlib import Path; from tests.support.specs import load_prompts\n"
         f"here = Path({str(tmp_path)!r})\n"
         "import asyncio; source = load_prompts(name='x', path=here / 'x.jsonl')\n"
         "print(asyncio.run(source.read(0, 0)).content)\n"

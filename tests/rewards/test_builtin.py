@@ -22,8 +22,9 @@ from orchestrator.concurrency.processes import process
 from orchestrator.concurrency.processes.messages import PREFIX
 from orchestrator.errors import DottedPathError, RewardError, RewardTimeout
 from orchestrator.records import NO_VERSION, Prompt, Sample, SampleStatus
-from orchestrator.rewards import Reward, RewardResult, build_reward
+from orchestrator.rewards import Reward, RewardResult
 from orchestrator.rewards.wire import decode_call, encode_call
+from tests.support.specs import build_reward
 
 HERE = Path(__file__).parent
 FUNCTIONS = "tests.support.reward_functions"
@@ -132,7 +133,6 @@ async def test_everything_contains_an_empty_label() -> None:
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
-        ("exact-match", "neither a built-in reward .contains, exact_match, math_verify, reasoning_gym. nor"),
         (f"{FUNCTIONS}.absent", "absent"),
         ("no_such_module.score", "no_such_module"),
         (f"{FUNCTIONS}.not_callable", "not_callable"),
@@ -508,7 +508,7 @@ def test_workers_end_with_the_daemon(tmp_path: Path) -> None:
     program = (
         "import os, anyio\n"
         "from orchestrator.records import Prompt, Sample\n"
-        "from orchestrator.rewards import build_reward\n"
+        "from tests.support.specs import build_reward\n"
         "async def main():\n"
         f"    idle, busy = build_reward('{FUNCTIONS}.process_id'), build_reward('{FUNCTIONS}.hangs')\n"
         "    print((await idle.score([Sample(0)], Prompt('a', 0, 0, 'b')))[0].value, flush=True)\n"

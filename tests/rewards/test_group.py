@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from orchestrator.concurrency.processes.messages import PREFIX
 from orchestrator.errors import RewardError
 from orchestrator.records import Prompt, Sample, SampleStatus
-from orchestrator.rewards import build_reward
 from orchestrator.rewards.wire import decode_call, encode_call
 from tests.rewards.test_builtin import prompt_of, reward_of
+from tests.support.specs import build_reward
 
 KINDS = pytest.mark.parametrize("function", ["ranks", "ranks_async"])
 

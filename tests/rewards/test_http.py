@@ -11,9 +11,11 @@ import pytest
 
 from orchestrator.errors import RewardError, RewardTimeout
 from orchestrator.records import Prompt, Sample, SampleStatus
-from orchestrator.rewards import Reward, RewardResult, RewardUnavailable, build_reward, http
+from orchestrator.rewards import Reward, RewardResult, RewardUnavailable
+from orchestrator.rewards.http import reward as http
 from tests.rewards.test_builtin import score
 from tests.support.http_faults import SILENCE, FaultServer, Reply, answer, fault_server
+from tests.support.specs import build_reward
 
 
 def finished(index: int, text: str, status: SampleStatus = SampleStatus.COMPLETED) -> Sample:
@@ -256,16 +258,16 @@ async def test_a_call_that_is_given_up_closes_its_connection() -> None:
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("options", "said"),
     [
-        {"kind": "http"},
-        {"kind": "http", "url": "http://127.0.0.1:1/x", "path": "contains"},
-        {"path": "contains", "url": "http://127.0.0.1:1/x"},
-        {},
+        ({"kind": "http"}, "a reward of kind http needs a url"),
+        ({"kind": "http", "url": "http://127.0.0.1:1/x", "path": "contains"}, "a reward of kind http has none"),
+        ({"path": "contains", "url": "http://127.0.0.1:1/x"}, "url is for servers"),
+        ({}, "nothing says what scores"),
     ],
 )
-def test_kinds_have_their_own_place(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="a reward of kind"):
+def test_kinds_have_their_own_place(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
         build_reward(**options)
 
 

@@ -18,12 +18,14 @@ import pytest
 from orchestrator.cli import main
 from orchestrator.cli.exit_codes import BAD_CONFIG
 from orchestrator.errors import PromptFileError, RewardError, RewardTimeout
-from orchestrator.prompts import PromptSource, PromptUnavailable, open_prompts, reasoning
+from orchestrator.prompts import PromptSource, PromptUnavailable
+from orchestrator.prompts.reasoning import source as reasoning
 from orchestrator.records import Prompt, Sample, SampleStatus
-from orchestrator.rewards import Reward, RewardResult, build_reward
-from orchestrator.rewards.reasoning import extract_answer
+from orchestrator.rewards import Reward, RewardResult
+from orchestrator.rewards.builtin.reasoning import extract_answer
 from tests.rewards.test_builtin import score
 from tests.support.daemon_process import daemon, write_config
+from tests.support.specs import PROMPTS, build_reward, open_prompts
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -141,8 +143,9 @@ async def test_mathematics_without_end_is_killed() -> None:
 
 
 @asynccontextmanager
-async def task(name: str, **options: Any) -> AsyncIterator[PromptSource]:
-    source = await open_prompts(name="puzzles", path=f"reasoning_gym:{name}", **options)
+async def task(name: str, *, run_seed: int = 0, **keys: Any) -> AsyncIterator[PromptSource]:
+    spec = PROMPTS.validate_python({"path": f"reasoning_gym:{name}", **keys})
+    source = await spec.open(name="puzzles", seed=run_seed)
     try:
         yield source
     finally:
@@ -202,7 +205,7 @@ async def test_seeds_sizes_and_options() -> None:
         assert str(first.content).count("+") + str(first.content).count("-") == 4
         with pytest.raises(IndexError, match="no entry 7"):
             await source.read(7, 0)
-    async with task("chain_sum", seed=1, task_seed=2) as other:
+    async with task("chain_sum", run_seed=1, seed=2) as other:
         assert len(other) == 10_000
         assert (await other.read(0, 0)).content != first.content
         assert other.row_at(0, 0) != 0 or other.row_at(0, 1) != 1

@@ -34,7 +34,7 @@ from orchestrator.config import (
     without_sources,
 )
 from orchestrator.config.examine import examine
-from orchestrator.config.findings import Finding
+from orchestrator.config.text import Finding
 from orchestrator.core.ledger.events import AddedSource
 from orchestrator.core.ledger.ledger import Ledger
 from orchestrator.core.ledger.source_changes import SourceChanges

@@ -16,13 +16,13 @@ from typing import Any, Final
 
 import anyio
 
-from orchestrator.config import Config, prompt_options
+from orchestrator.config import Config
 from orchestrator.core.ledger.events import AddedSource, SourceFacts, SourcesChanged
 from orchestrator.core.weights.table import parse_weight
 from orchestrator.daemon.source_lines import SourceLine, SourceLines
 from orchestrator.errors import OrchestratorError
 from orchestrator.production.producers import Producers
-from orchestrator.prompts import PromptSource, open_prompts
+from orchestrator.prompts import PromptSource
 from orchestrator.rewards import Reward
 
 from .engines import EngineControl
@@ -128,7 +128,7 @@ class RunningConfig:
         for source in config.data_sources:
             if self._is_same(config, source.name, rows[source.name]):
                 continue
-            staged.prompts[source.name] = await open_prompts(**prompt_options(source, seed=config.run.seed))
+            staged.prompts[source.name] = await source.prompts.open(name=source.name, seed=config.run.seed)
             staged.rewards[source.name] = self._makers.reward(config, source.name)
 
     def _is_same(self, config: Config, name: str, rows: int) -> bool:

@@ -26,11 +26,11 @@ class PackageReward(NamedTuple):
 
 
 PACKAGE_REWARDS: Final[dict[str, PackageReward]] = {
-    "math_verify": PackageReward("math_verify", "math-verify", "orchestrator.rewards.mathematics.score", {}),
+    "math_verify": PackageReward("math_verify", "math-verify", "orchestrator.rewards.builtin.mathematics.score", {}),
     "reasoning_gym": PackageReward(
         "reasoning_gym",
         "reasoning-gym",
-        "orchestrator.rewards.reasoning.score",
+        "orchestrator.rewards.builtin.reasoning.score",
         HASH_SEED,  # as where the prompt was made
     ),
 }

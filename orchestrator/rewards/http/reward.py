@@ -23,10 +23,9 @@ import orjson
 
 from orchestrator.errors import RewardError, RewardTimeout
 from orchestrator.records import Prompt, Sample
-
-from .bounded import BoundedReward
-from .port import RewardResult, RewardUnavailable
-from .verdict import to_results
+from orchestrator.rewards.bounded import BoundedReward
+from orchestrator.rewards.port import RewardResult, RewardUnavailable
+from orchestrator.rewards.verdict import to_results
 
 __all__ = ["HttpReward", "encode_request"]
 

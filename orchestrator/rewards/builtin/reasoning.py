@@ -14,8 +14,7 @@ import orjson
 from orchestrator.concurrency.processes.reasoning_tasks import BadTask, Entries, TaskSpec
 from orchestrator.errors import RewardError
 from orchestrator.records import Prompt, Sample
-
-from .verdict import describe_exception
+from orchestrator.rewards.verdict import describe_exception
 
 __all__ = ["extract_answer", "score"]
 

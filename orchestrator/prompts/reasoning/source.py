@@ -12,43 +12,27 @@ Invariants:
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, Final, Self
+from typing import Final, Self
 
 import anyio
-import orjson
 
 from orchestrator.concurrency.processes import ProcessFailed, ProcessPool, ServiceRefused
 from orchestrator.concurrency.processes.messages import encode_message
-from orchestrator.concurrency.processes.reasoning_tasks import (
-    HASH_SEED,
-    INSTALL_HINT,
-    PREFIX,
-    BadTask,
-    Entries,
-    TaskSpec,
-)
+from orchestrator.concurrency.processes.reasoning_tasks import HASH_SEED, INSTALL_HINT, PREFIX, TaskSpec
 from orchestrator.errors import PromptFileError
+from orchestrator.prompts.order import PromptOrder
+from orchestrator.prompts.port import PromptUnavailable
 from orchestrator.records import Prompt
 
-from .order import PromptOrder
-from .port import PromptUnavailable
+__all__ = ["ReasoningPrompts"]
 
-__all__ = ["ReasoningPrompts", "serve", "task_of"]
-
-SERVICE: Final = "orchestrator.prompts.reasoning.serve"
+SERVICE: Final = "orchestrator.prompts.reasoning.worker.serve"
 
 PROCESSES: Final = 2
 """At a time for one source; each prompt is the work of a whole group, which takes far longer than making it."""
 
 ENTRY_TIMEOUT_S: Final = 60.0
 """The slowest entry that was seen took 2.2 s on a slow core."""
-
-
-def task_of(path: Path | str) -> str | None:
-    """The task that ``path`` names; ``None`` for a file."""
-    return path.removeprefix(PREFIX) if isinstance(path, str) and path.startswith(PREFIX) else None
 
 
 class ReasoningPrompts:
@@ -130,25 +114,3 @@ class ReasoningPrompts:
     async def aclose(self) -> None:
         """Kill the processes."""
         await self._pool.aclose()
-
-
-def serve(spec: dict[str, Any]) -> Callable[[dict[str, Any], bytes], dict[str, Any]]:
-    """What the worker process does: from ``{"index"}`` to ``{"question", "answer", "metadata"}`` or ``{"error"}``.
-
-    Raises:
-        ServiceRefused: there is no such task, or it refuses its options.
-    """
-    try:
-        entries = Entries(TaskSpec(**spec))
-    except BadTask as error:
-        raise ServiceRefused(str(error)) from error
-
-    def call(header: dict[str, Any], _: bytes) -> dict[str, Any]:
-        try:
-            entry = entries.entry(header["index"])
-            plain = orjson.loads(orjson.dumps(entry, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY))
-        except Exception as error:  # noqa: BLE001 - whatever a task raises costs this entry
-            return {"error": f"{type(error).__name__}: {error}"[:1000]}
-        return {"question": plain["question"], "answer": plain["answer"], "metadata": plain.get("metadata") or {}}
-
-    return call

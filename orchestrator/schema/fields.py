@@ -73,9 +73,15 @@ def as_written(default: str, description: str) -> Any:
     return Field(default, description=description)
 
 
-def problem(message: str, hint: str = "") -> PydanticCustomError:
-    """An error of ours inside validation; ``message`` reads after the key, ``hint`` says what would be right."""
-    return PydanticCustomError("config", "{message}", {"message": message, "hint": hint})
+def problem(message: str, hint: str = "", *, at: tuple[str, ...] = ()) -> PydanticCustomError:
+    """An error of ours inside validation.
+
+    Args:
+        message: reads after the key.
+        hint: says what would be right.
+        at: the keys that lead from the value which is validated to the one that is wrong.
+    """
+    return PydanticCustomError("config", "{message}", {"message": message, "hint": hint, "at": at})
 
 
 def shown(value: Any) -> str:

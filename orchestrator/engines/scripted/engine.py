@@ -28,10 +28,17 @@ from typing import Any, Final, Literal
 import anyio
 from anyio.abc import TaskStatus
 
+from orchestrator.engines.port import (
+    EngineInfo,
+    FinishReason,
+    GenerationEnd,
+    GenerationRequest,
+    ParameterUpdate,
+    SamplingParams,
+    TokenSink,
+)
 from orchestrator.errors import EngineRejected, EngineUnavailable
 from orchestrator.records import Message
-
-from .port import EngineInfo, FinishReason, GenerationEnd, GenerationRequest, ParameterUpdate, SamplingParams, TokenSink
 
 __all__ = ["ScriptedEngine", "answer_of"]
 

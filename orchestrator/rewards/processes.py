@@ -1,22 +1,15 @@
-"""Rewards that are functions of the user's, of one sample or of a whole group.
-
-``(sample, prompt) -> float | int | bool | dict``, or ``(samples, prompt)`` and a list of these.
+"""Rewards that are functions run in worker processes: synchronous ones of the user's, and those of packages.
 
 Invariants:
 
-* A synchronous function runs in a process of its own; hanging or crashing costs that process and that call. Neither
-  waiting for a turn nor the start of a process is part of its deadline.
-* An asynchronous function runs in the loop: it is for waiting on something else, and must not compute for long. It
-  is given the samples themselves and must not change them.
+* Hanging or crashing costs that process and that call. Neither waiting for a turn nor the start of a process is part
+  of the deadline of a call.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import anyio
 
 from orchestrator.concurrency.processes import ProcessFailed, ProcessPool, ProcessTimeout, ServiceRefused
 from orchestrator.errors import RewardError, RewardTimeout
@@ -24,54 +17,11 @@ from orchestrator.records import Prompt, Sample
 
 from .bounded import BoundedReward
 from .port import RewardResult, RewardStatistics
-from .verdict import describe_exception, to_results
 from .wire import encode_call
 
-__all__ = ["AsyncReward", "ProcessReward"]
+__all__ = ["ProcessReward"]
 
 SERVICE = "orchestrator.rewards.service.serve"
-
-
-class AsyncReward(BoundedReward):
-    """A :class:`~orchestrator.rewards.port.Reward` that awaits a function in the loop.
-
-    Args:
-        name: the dotted path of the function, for messages.
-        function: the function itself.
-        key: which entry of a returned dictionary is the reward.
-        timeout_s: deadline of one call in seconds.
-        concurrency: calls at a time.
-        group: whether the function takes all samples of a group.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        function: Callable[[Any, Prompt], Awaitable[Any]],
-        *,
-        key: str | None,
-        timeout_s: float,
-        concurrency: int,
-        group: bool,
-    ) -> None:
-        super().__init__(name, "function", concurrency=concurrency, group=group)
-        self._function = function
-        self._key = key
-        self._timeout_s = timeout_s
-
-    async def _score(self, samples: Sequence[Sample], prompt: Prompt) -> list[RewardResult]:
-        with anyio.move_on_after(self._timeout_s):
-            try:
-                value = await self._function(list(samples) if self._group else samples[0], prompt)
-            except RewardError:
-                raise
-            except (Exception, SystemExit) as error:
-                raise RewardError(f"reward {self._name}: it raised {describe_exception(error)}") from error
-            return to_results(self._name, value, self._key, len(samples) if self._group else None)
-        raise RewardTimeout(f"reward {self._name}: no answer within {self._timeout_s:g} s; the call was cancelled")
-
-    async def aclose(self) -> None:
-        """Nothing is held."""
 
 
 class ProcessReward(BoundedReward):

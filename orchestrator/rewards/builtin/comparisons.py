@@ -15,9 +15,8 @@ import anyio.lowlevel
 
 from orchestrator.errors import RewardError
 from orchestrator.records import Prompt, Sample
-
-from .port import RewardResult, RewardStatistics
-from .tally import Tally
+from orchestrator.rewards.port import RewardResult, RewardStatistics
+from orchestrator.rewards.tally import Tally
 
 __all__ = ["BUILT_IN_REWARDS", "BuiltInReward", "contains", "exact_match"]
 

@@ -1,0 +1,1 @@
+"""Prompts that are entries of a task of the package reasoning-gym."""

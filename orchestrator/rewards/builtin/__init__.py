@@ -1,0 +1,1 @@
+"""Rewards that come with the daemon: comparisons with the label, and the judgements of packages."""
