@@ -57,10 +57,11 @@ def write_config(folder: Path, **changes: Any) -> Path:
 
 
 class DaemonProcess:
-    """One daemon on one config; may be started again after it ended."""
+    """One daemon on one config; may be started again after it ended. It runs in ``directory``."""
 
-    def __init__(self, config: Path) -> None:
+    def __init__(self, config: Path, *, directory: Path = ROOT) -> None:
         self.config = config
+        self.directory = directory
         self.socket = config.parent / "sock"
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -70,7 +71,7 @@ class DaemonProcess:
                 [sys.executable, "-W", "error", "-m", "orchestrator", "run", str(self.config), *options],
                 stdout=errors,
                 stderr=errors,
-                cwd=ROOT,
+                cwd=self.directory,
             )
         return self
 
