@@ -13,6 +13,12 @@ import pytest
 
 from orchestrator.cli import main
 from orchestrator.cli.exit_codes import BAD_CONFIG
+from orchestrator.engines.kinds import ENGINE_KINDS
+from orchestrator.prompts.kinds import PROMPT_KINDS
+from orchestrator.rewards.kinds import REWARD_KINDS
+
+ENGINES, PROMPTS, REWARDS = (", ".join(kinds.specs) for kinds in (ENGINE_KINDS, PROMPT_KINDS, REWARD_KINDS))
+"""As messages list them."""
 
 REST = {
     "engines": "engines: [{kind: scripted}]",
@@ -182,23 +188,21 @@ engines:
   - {kind: scripted}
   - {kind: lamacpp, url: "http://127.0.0.1:8080"}
 """,
-        '3: engines[1].kind: got the text "lamacpp" '
-        "(known kinds are sglang, openai, llamacpp, embedded, scripted; did you mean llamacpp?)",
+        f'3: engines[1].kind: got the text "lamacpp" (known kinds are {ENGINES}; did you mean llamacpp?)',
     ),
     "engine by the name of its server": Wrong(
         """
 engines:
   - {kind: vllm, url: "http://127.0.0.1:8000"}
 """,
-        '2: engines[0].kind: got the text "vllm" '
-        "(known kinds are sglang, openai, llamacpp, embedded, scripted; did you mean openai?)",
+        f'2: engines[0].kind: got the text "vllm" (known kinds are {ENGINES}; did you mean openai?)',
     ),
     "engine without a kind": Wrong(
         """
 engines:
   - {url: "http://127.0.0.1:8080"}
 """,
-        "2: engines[0].kind: is missing (known kinds are sglang, openai, llamacpp, embedded, scripted)",
+        f"2: engines[0].kind: is missing (known kinds are {ENGINES})",
     ),
     "no engine": Wrong(
         """
@@ -364,11 +368,11 @@ data_sources:
     reward: {kind: https, url: "http://judge:9000/score"}
 data_source_weights: [1, 1, 1]
 """,
-        """
+        f"""
 4: data_sources[0].reward: url is for servers (write kind: http)
 7: data_sources[1].reward: nothing says what scores (path: one of contains, exact_match, math_verify, reasoning_gym, \
 or package.module.f)
-10: data_sources[2].reward.kind: got the text "https" (known kinds are builtin, function, http; did you mean http?)
+10: data_sources[2].reward.kind: got the text "https" (known kinds are {REWARDS}; did you mean http?)
 """,
     ),
     "unknown key of a reward": Wrong(
@@ -431,10 +435,9 @@ data_sources:
     prompts: {kind: reasoning_gym, path: "chain sum"}
 data_source_weights: [1, 1, 1, 1]
 """,
-        """
-3: data_sources[0].prompts.kind: got the text "json" (known kinds are jsonl, parquet, reasoning_gym; did you mean \
-jsonl?)
-5: data_sources[1].prompts.kind: got the text "csv" (known kinds are jsonl, parquet, reasoning_gym)
+        f"""
+3: data_sources[0].prompts.kind: got the text "json" (known kinds are {PROMPTS}; did you mean jsonl?)
+5: data_sources[1].prompts.kind: got the text "csv" (known kinds are {PROMPTS})
 7: data_sources[2].prompts.path: most.csv: the suffix '.csv' tells no known format; known are .jsonl, .parquet \
 (rename the file, or write its kind beside path)
 9: data_sources[3].prompts.path: 'chain sum' names no task (write reasoning_gym:TASK, such as reasoning_gym:chain_sum)
@@ -456,14 +459,13 @@ data_sources:
     reward: {kind: built_in, path: contains}
 data_source_weights: [1, 1, 1, 1]
 """,
-        """
+        f"""
 3: data_sources[0].prompts: size: for tasks (path: reasoning_gym:TASK), not for files (leave it out)
 5: data_sources[1].prompts: input_key: for files of prompts; chain_sum has none (leave it out)
 6: data_sources[1].reward.path: 'my.rewards.score' is not a built-in reward (built-in are contains, exact_match, \
 math_verify, reasoning_gym)
 9: data_sources[2].reward.path: 'exactmatch' is not a built-in reward (did you mean exact_match?)
-12: data_sources[3].reward.kind: got the text "built_in" (known kinds are builtin, function, http; did you mean \
-builtin?)
+12: data_sources[3].reward.kind: got the text "built_in" (known kinds are {REWARDS}; did you mean builtin?)
 """,
     ),
     "a key of the flat form that does not go with all of its sources": Wrong(
