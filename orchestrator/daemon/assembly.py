@@ -25,7 +25,8 @@ from orchestrator.consumer.starvation import Starvation
 from orchestrator.consumer.waits import Waits
 from orchestrator.core.filters import RewardCaps
 from orchestrator.core.mixture.mixer import Mixer
-from orchestrator.core.weights.table import WeightTable, parse_weight
+from orchestrator.core.weights.forms import parse_weight
+from orchestrator.core.weights.table import WeightTable
 from orchestrator.daemon.control.checkpoints import CheckpointControl
 from orchestrator.daemon.control.engines import EngineControl
 from orchestrator.daemon.control.reload import Reloader

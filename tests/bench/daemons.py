@@ -22,8 +22,9 @@ import anyio.lowlevel
 from orchestrator.concurrency.broadcast import Broadcast
 from orchestrator.config import Config, load_config
 from orchestrator.core.ledger.groups import GroupFacts
-from orchestrator.core.mixture.plan import demand, forecast
-from orchestrator.core.weights.table import WeightTable, parse_weight
+from orchestrator.core.mixture.plan import forecast
+from orchestrator.core.weights.forms import parse_weight
+from orchestrator.core.weights.table import WeightTable
 from orchestrator.daemon.assembly import Parts
 from orchestrator.daemon.daemon import Daemon
 from orchestrator.frames import encode_group
@@ -32,7 +33,7 @@ from orchestrator.prompts import PromptSource
 from orchestrator.records import Group, Prompt, Sample, SampleStatus
 from orchestrator.state import StateStore
 from tests.bench.result import Unavailable
-from tests.bench.work import GROUPS_A_BATCH, PROMPT_TOKENS, SAMPLES, Maker, Shape
+from tests.bench.work import GROUPS_A_BATCH, PROMPT_TOKENS, SAMPLES, Maker, Shape, demand
 
 ROWS = 4096
 DESCRIPTORS = 1 << 17

@@ -18,7 +18,8 @@ from orchestrator.core.filters import RewardCaps
 from orchestrator.core.ledger.leases import LeasedBatch
 from orchestrator.core.ledger.ledger import Ledger, SourceSize
 from orchestrator.core.mixture.mixer import Mixer
-from orchestrator.core.weights.table import WeightTable, parse_weight
+from orchestrator.core.weights.forms import parse_weight
+from orchestrator.core.weights.table import WeightTable
 from orchestrator.daemon.reporter import StepLog
 from orchestrator.logs import configure_logging
 from orchestrator.sinks import build_feeds

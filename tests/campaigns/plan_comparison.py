@@ -34,7 +34,8 @@ from orchestrator.core.ledger.ledger import Ledger, SourceSize
 from orchestrator.core.mixture.mixer import Mixer
 from orchestrator.core.mixture.outlook import Demand
 from orchestrator.core.staleness import STALE, staleness
-from orchestrator.core.weights.table import WeightTable, parse_weight
+from orchestrator.core.weights.forms import parse_weight
+from orchestrator.core.weights.table import WeightTable
 from orchestrator.engines import EnginePool, SamplingParams
 from orchestrator.engines.scripted import ScriptedEngine
 from orchestrator.production.finisher import Finisher

@@ -11,7 +11,8 @@ from orchestrator.core.ledger.events import SourcePaused, VersionSet
 from orchestrator.core.ledger.ledger import Ledger, SourceSize
 from orchestrator.core.mixture.mixer import Mixer
 from orchestrator.core.mixture.outlook import Finished, Shortage
-from orchestrator.core.weights.table import WeightTable, parse_weight
+from orchestrator.core.weights.forms import parse_weight
+from orchestrator.core.weights.table import WeightTable
 from orchestrator.errors import BadWorldSize, LeaseUnknown, RankInUse
 from tests.support.builders import MemoryJournal, frame_for, launch
 

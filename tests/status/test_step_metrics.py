@@ -9,7 +9,8 @@ from orchestrator.core.ledger.events import Dropped
 from orchestrator.core.ledger.leases import LeasedBatch
 from orchestrator.core.ledger.ledger import Ledger, SourceSize
 from orchestrator.core.mixture.mixer import Mixer
-from orchestrator.core.weights.table import WeightTable, parse_weight
+from orchestrator.core.weights.forms import parse_weight
+from orchestrator.core.weights.table import WeightTable
 from orchestrator.status import StepMetrics, report_point, step_point
 from tests.support.builders import MemoryJournal, frame_for, launch
 

@@ -24,7 +24,8 @@ from orchestrator.core.mixture.mixer import Mixer
 from orchestrator.core.mixture.outlook import Shortage
 from orchestrator.core.mixture.plan import launches
 from orchestrator.core.statistics import Acceptance
-from orchestrator.core.weights.table import WeightTable, parse_weight
+from orchestrator.core.weights.forms import parse_weight
+from orchestrator.core.weights.table import WeightTable
 from tests.support.builders import MemoryJournal, frame_for, launch
 
 ROWS = 1000

@@ -20,7 +20,8 @@ from orchestrator.concurrency.broadcast import Broadcast
 from orchestrator.core.ledger.events import SourcePaused, SourceResumed, WeightSet
 from orchestrator.core.ledger.journal import Journal
 from orchestrator.core.ledger.ledger import Ledger
-from orchestrator.core.weights.table import WeightTable, parse_weight
+from orchestrator.core.weights.forms import parse_weight
+from orchestrator.core.weights.table import WeightTable
 from orchestrator.errors import ShuttingDown
 from orchestrator.production.producers import PARK_DEADLINE_S, Producers
 

@@ -18,7 +18,7 @@ import anyio
 
 from orchestrator.config import Config
 from orchestrator.core.ledger.events import AddedSource, SourceFacts, SourcesChanged
-from orchestrator.core.weights.table import parse_weight
+from orchestrator.core.weights.forms import parse_weight
 from orchestrator.daemon.source_lines import SourceLine, SourceLines
 from orchestrator.errors import OrchestratorError
 from orchestrator.production.producers import Producers

@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator.core.ledger.events import SourcePaused
 from orchestrator.core.mixture.outlook import Finished, Shortage
-from orchestrator.core.weights.table import parse_weight
+from orchestrator.core.weights.forms import parse_weight
 from tests.support.daemon_process import daemon, write_config, write_prompts
 from tests.support.histories import Balance, Case, History, OriginsRule, Written, origins_counts
 
