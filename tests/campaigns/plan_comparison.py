@@ -31,7 +31,7 @@ from orchestrator.core.ledger.events import Event, Launched, LeaseAcked, Version
 from orchestrator.core.ledger.groups import GroupFacts, StoredGroup
 from orchestrator.core.ledger.leases import LeasedBatch
 from orchestrator.core.ledger.ledger import Ledger, SourceSize
-from orchestrator.core.mixture.mixer import Mixer
+from orchestrator.core.mixture.mixer import Mixer, MixerSettings
 from orchestrator.core.mixture.outlook import Demand
 from orchestrator.core.staleness import STALE, staleness
 from orchestrator.core.weights.forms import parse_weight
@@ -226,12 +226,13 @@ class Run:
             ledger=self.ledger,
             journal=self.journal,
             table=WeightTable(list(weights), [parse_weight(weight) for weight in weights.values()]),
-            batch_size=scenario.batch_size,
-            lookahead=scenario.lookahead,
-            max_staleness=scenario.max_staleness,
-            num_rollout=steps,
-            outstanding_bound=4 * scenario.buffered,
-            buffer_bounds={},
+            settings=MixerSettings(
+                batch_size=scenario.batch_size,
+                lookahead=scenario.lookahead,
+                max_staleness=scenario.max_staleness,
+                num_rollout=steps,
+                outstanding_bound=4 * scenario.buffered,
+            ),
         )
         self.ask = ask
         self.waited_s = 0.0
