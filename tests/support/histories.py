@@ -20,7 +20,7 @@ from orchestrator.core.ledger.events import Dropped, Launched
 from orchestrator.core.ledger.groups import InFlight
 from orchestrator.core.ledger.leases import LeasedBatch
 from orchestrator.core.ledger.ledger import Ledger, SourceSize
-from orchestrator.core.mixture.mixer import Mixer, MixerSettings
+from orchestrator.core.mixture.mixer import BatchObserver, Mixer, MixerSettings
 from orchestrator.core.mixture.outlook import Shortage
 from orchestrator.core.mixture.plan import launches
 from orchestrator.core.statistics import Acceptance
@@ -124,6 +124,7 @@ class History:
         samples: of a group.
         pass_rate: by source: rewards are then drawn, and groups whose rewards are all equal are dropped.
         kind: of the mixer.
+        observer: told of the batches.
     """
 
     def __init__(
@@ -134,6 +135,7 @@ class History:
         samples: int = 1,
         pass_rate: Mapping[str, float] | None = None,
         kind: type[Mixer] = Mixer,
+        observer: BatchObserver | None = None,
     ) -> None:
         self.case = case
         self.samples = samples
@@ -150,6 +152,7 @@ class History:
             settings=MixerSettings(
                 batch_size=case.batch_size, lookahead=lookahead, outstanding_bound=4 * lookahead * case.batch_size
             ),
+            observer=observer,
         )
         self.acceptance = {name: Acceptance() for name in case.names}
         self.speed = dict(case.speed)
