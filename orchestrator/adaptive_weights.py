@@ -28,7 +28,7 @@ from typing import Final
 
 from orchestrator.core.observations import SourceStats
 
-__all__ = ["CEILING", "FLOOR", "RATE", "learnability", "pass_rate_target", "upper_confidence_bound"]
+__all__ = ["CEILING", "FLOOR", "RATE", "SourceStats", "learnability", "pass_rate_target", "upper_confidence_bound"]
 
 FLOOR: Final = 0.05
 CEILING: Final = 1.0

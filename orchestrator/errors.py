@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 __all__ = [
-    "AbortedGeneration",
     "AlreadyRunning",
     "ArchiveError",
     "BadRequest",
@@ -33,6 +32,7 @@ __all__ = [
     "EngineStalled",
     "EngineUnavailable",
     "ExpressionError",
+    "FilterError",
     "ForeignState",
     "FrameError",
     "GenerationFailed",
@@ -41,6 +41,7 @@ __all__ = [
     "NotWritten",
     "OrchestratorError",
     "PromptFileError",
+    "PromptUnavailable",
     "RankInUse",
     "RemoteError",
     "RequestCancelled",
@@ -136,6 +137,18 @@ class PromptFileError(OrchestratorError, ValueError):
     code = "bad_prompt_file"
 
 
+class PromptUnavailable(OrchestratorError, RuntimeError):
+    """One prompt cannot be had, though the source is sound: it costs its group and nothing else."""
+
+    code = "prompt_unavailable"
+
+
+class FilterError(OrchestratorError, RuntimeError):
+    """A filter cannot be used, raised, or returned something that is not a verdict."""
+
+    code = "filter_error"
+
+
 class TokenizerError(OrchestratorError, ValueError):
     """The run's own tokenizer cannot be loaded, or cannot take a prompt."""
 
@@ -171,12 +184,6 @@ class EngineRejected(EngineError, ValueError):
     """A 4xx answer (context overflow, bad token ids, unknown option): the same request would fail everywhere."""
 
     code = "engine_rejected"
-
-
-class AbortedGeneration(EngineError, InterruptedError):
-    """The engine ended the generation because it was told to; what was generated is in the sample."""
-
-    code = "generation_aborted"
 
 
 class UpdateFailed(OrchestratorError, RuntimeError):

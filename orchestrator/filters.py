@@ -1,5 +1,6 @@
 """Configs and users' filters name these here; see ``orchestrator.core.filters``."""
 
-from orchestrator.core.filters import FilterError, Verdict, check_reward_nonzero_std
+from orchestrator.core.filters import Verdict, check_reward_nonzero_std
+from orchestrator.errors import FilterError
 
 __all__ = ["FilterError", "Verdict", "check_reward_nonzero_std"]

@@ -13,12 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.adaptive_weights import CEILING, FLOOR, RATE, learnability, pass_rate_target, upper_confidence_bound
-from orchestrator.core.filters import FilterError, RewardCaps
+from orchestrator.core.filters import RewardCaps
 from orchestrator.core.ledger.events import Dropped
 from orchestrator.core.ledger.ledger import Ledger, SourceSize
 from orchestrator.core.observations import HALF_LIFE_BATCHES, HALF_LIFE_GROUPS, NO_STATS, Observations, SourceStats
-from orchestrator.core.weights.table import WeightTable, parse_weight
-from orchestrator.errors import WeightError
+from orchestrator.core.weights.forms import parse_weight
+from orchestrator.core.weights.table import WeightTable
+from orchestrator.errors import FilterError, WeightError
 from orchestrator.slime.options import read_weights
 from tests.support.builders import MemoryJournal, frame_for, launch
 from tests.support.daemon_process import daemon, write_config

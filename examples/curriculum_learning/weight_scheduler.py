@@ -7,7 +7,7 @@ A schedule is a function of the rollout step, from 0, that gives the weight of o
 
 from __future__ import annotations
 
-from orchestrator.core.observations import SourceStats
+from orchestrator.adaptive_weights import SourceStats
 from orchestrator.weight_scheduler import (
     easy_to_hard,
     exponential_decay,

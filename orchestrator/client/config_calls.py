@@ -26,7 +26,7 @@ class ConfigCalls(Connecting):
 
         Returns:
             ``changes``: for each key that differs ``key``, ``old``, ``new``, ``is_live`` (else it takes effect at the
-            next start); and ``step``, of the first batch that they apply to.
+            next start, and ``reason`` says why); and ``step``, of the first batch that they apply to.
 
         Raises:
             ConfigRefused: the file has problems, which the message lists; all is as it was.

@@ -16,32 +16,34 @@ from .sources import Source
 
 __all__ = ["FIXED", "Difference", "differences", "with_fixed"]
 
-FIXED: Final = frozenset(
-    {
-        "run",
-        "rollout.partial_rollout",
-        "rollout.chunk_tokens",
-        "rollout.starvation",
-        "engine_defaults",
-        "tokenizer",
-        "archive",
-        "consumer",
-        "status",
-        "logging",
-        "metrics",
-    }
-)
-"""Keys, and sections, that a daemon reads when it starts: paths that it holds, and what its engines are built with."""
+FIXED: Final = {
+    "run": "the state and the order of prompts belong to the run that was started",
+    "rollout.partial_rollout": "generations in flight were started with the old value",
+    "rollout.chunk_tokens": "generations in flight were started with the old value",
+    "rollout.starvation": "a wait that is under way follows the old value",
+    "engine_defaults": "generations in flight were started with the old value",
+    "tokenizer": "the engines were checked against the old one",
+    "archive": "acknowledged groups are still being written to the old one",
+    "consumer": "trainers are connected to the old socket",
+    "status": "the page already listens at the old address",
+    "logging": "lines are already written to the old place",
+    "metrics": "the sinks have already begun this run",
+}
+"""Keys, and sections, that a daemon reads when it starts and keeps, with the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One key that has another value; ``None`` on either side also where the key is not there at all."""
+    """One key that has another value; ``None`` on either side also where the key is not there at all.
+
+    ``is_live``: a running daemon takes it over; otherwise ``reason`` says why it waits for the next start.
+    """
 
     key: str
     old: Any
     new: Any
     is_live: bool
+    reason: str = ""
 
     def __str__(self) -> str:
         return f"{self.key}: {self.old!r} is now {self.new!r}"
@@ -55,7 +57,8 @@ def differences(old: Config, new: Config) -> list[Difference]:
     for key in keys:
         was, now = before.get(key), after.get(key)
         if was != now:
-            found.append(Difference(key, was, now, not _is_fixed(key)))
+            reason = _reason(key)
+            found.append(Difference(key, was, now, not reason, reason))
     return found
 
 
@@ -94,5 +97,6 @@ def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield prefix, value
 
 
-def _is_fixed(key: str) -> bool:
-    return any(key == fixed or key.startswith(f"{fixed}.") for fixed in FIXED)
+def _reason(key: str) -> str:
+    """Why a running daemon keeps what it has; empty where it takes the key over."""
+    return next((why for fixed, why in FIXED.items() if key == fixed or key.startswith(f"{fixed}.")), "")

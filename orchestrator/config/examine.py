@@ -17,7 +17,8 @@ from typing import Final
 
 from orchestrator.core.filters import load_filter
 from orchestrator.core.mixture.plan import PlannedBatch, forecast
-from orchestrator.core.weights.table import Weight, WeightTable, parse_weight
+from orchestrator.core.weights.forms import Weight, parse_weight
+from orchestrator.core.weights.table import WeightTable
 from orchestrator.errors import DottedPathError, ExpressionError, OrchestratorError, PromptFileError, WeightError
 from orchestrator.prompts import PromptSource
 from orchestrator.tokenizer import find_problem

@@ -17,15 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from orchestrator.core.weights.table import WeightHistory, parse_weight
-from orchestrator.errors import OrchestratorError
+from orchestrator.core.weights.forms import parse_weight
+from orchestrator.core.weights.table import WeightHistory
+from orchestrator.errors import FilterError
 from orchestrator.records import Sample
 
 from .dotted import resolve
 
 __all__ = [
     "BUILT_IN_FILTERS",
-    "FilterError",
     "GroupFilter",
     "RewardCaps",
     "Verdict",
@@ -38,12 +38,6 @@ REWARD_CAP: Final = "reward_cap"
 
 MAX_REASON_CHARACTERS: Final = 64
 """Reasons are names, not explanations."""
-
-
-class FilterError(OrchestratorError, RuntimeError):
-    """A filter cannot be used, raised, or returned something that is not a verdict."""
-
-    code = "filter_error"
 
 
 @dataclass(frozen=True, slots=True)

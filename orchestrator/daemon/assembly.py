@@ -2,47 +2,50 @@
 
 Invariants:
 
-* Only this module unpacks the config; components take plain keyword values and never hold a reference to the whole.
+* Components take plain values, which ``settings`` makes of the config; none holds a reference to the whole.
 * Nothing runs yet and nothing is contacted; ``daemon`` does that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.archive import Archiver
 from orchestrator.concurrency.broadcast import Broadcast
-from orchestrator.config import Config, sink_options
-from orchestrator.consumer import Connection, ConsumerServer, ConsumerService, Handouts
+from orchestrator.config import Config
+from orchestrator.consumer import ConsumerServer, ConsumerService, Handouts
 from orchestrator.consumer.methods.batches import BatchMethods
 from orchestrator.consumer.methods.checkpoints import CheckpointMethods
 from orchestrator.consumer.methods.engines import EngineMethods
 from orchestrator.consumer.methods.run import RunMethods
 from orchestrator.consumer.methods.sources import SourceMethods
+from orchestrator.consumer.methods.table import Methods
 from orchestrator.consumer.starvation import Starvation
 from orchestrator.consumer.waits import Waits
 from orchestrator.core.filters import RewardCaps
 from orchestrator.core.mixture.mixer import Mixer
-from orchestrator.core.weights.table import WeightTable, parse_weight
+from orchestrator.core.weights.table import WeightTable
+from orchestrator.daemon.control.checked_changes import CheckedChanges
 from orchestrator.daemon.control.checkpoints import CheckpointControl
-from orchestrator.daemon.control.engines import EngineControl
 from orchestrator.daemon.control.reload import Reloader
 from orchestrator.daemon.control.run import RunControl
-from orchestrator.daemon.control.running_config import RunningConfig
-from orchestrator.engines import EnginePool
+from orchestrator.daemon.control.running_config import RunningConfig, SharedSettings
+from orchestrator.daemon.control.sources import SourceControl
 from orchestrator.logs import LogHandle
 from orchestrator.production.producers import Producers
-from orchestrator.prompts import PromptSource
-from orchestrator.sinks import SinkFeed, build_feeds
+from orchestrator.sinks import build_feeds
 from orchestrator.state import StateStore
 from orchestrator.status import StepHistory, StepMetrics
-from orchestrator.tokenizer import PromptTokenizer
 
 from .engine_assembly import assemble_engines
-from .reporter import Reporter, StepLog
-from .source_lines import SourceLine, SourceLines
+from .opening import Opened
+from .parts import EngineParts, OutputParts, SourceParts, TrainerParts
+from .reporter import Reporter
+from .settings import LiveSettings, StartSettings, live_settings, parse_weights, start_settings
+from .source_pipeline import SourcePipelineFactory
+from .step_log import StepLog
 
 __all__ = ["Parts", "assemble"]
 
@@ -51,267 +54,276 @@ __all__ = ["Parts", "assemble"]
 class Parts:
     """The components that the daemon supervises."""
 
-    mixer: Mixer
-    pool: EnginePool
-    lines: dict[str, SourceLine]
-    production: Producers
-    starvation: Starvation
-    control: RunControl
-    engines: EngineControl
-    reloader: Reloader
-    service: ConsumerService
-    server: ConsumerServer
+    sources: SourceParts
+    engines: EngineParts
+    trainer: TrainerParts
+    outputs: OutputParts
     reporter: Reporter
-    history: StepHistory
-    archiver: Archiver | None
-    feeds: list[SinkFeed]
+    reloader: Reloader
+    server: ConsumerServer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Base:
-    """What every component may be given: the config, the state, who wakes whom, where lines go."""
+    """What the functions of this module build from: the settings, the state, who wakes whom, where lines go."""
 
-    config: Config
+    start: StartSettings
+    live: LiveSettings
     store: StateStore
     changed: Broadcast
     replan: Broadcast
     logs: LogHandle
     directory: Path
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        return self.config.source_names
-
 
 def assemble(
     in_file: Config,
-    config: Config,
+    opened: Opened,
     *,
-    store: StateStore,
-    prompts: Mapping[str, PromptSource],
     changed: Broadcast,
     replan: Broadcast,
     logs: LogHandle,
     directory: Path,
     file: Path | None = None,
-    tokenizer: PromptTokenizer | None = None,
-    probe_tokens: Sequence[int] | None = None,
 ) -> Parts:
     """Build the components of a run.
 
     Args:
         in_file: the config file's.
-        config: the same with what was done to its sources at run time.
-        store: the recovered state.
-        prompts: by source.
+        opened: what the run begins with.
         changed: notified of every record; wakes waiting ``get_batch`` requests.
         replan: notified of what concerns all producers.
         logs: where lines go.
         directory: for dotted paths.
         file: that the config was read from, to read it again.
-        tokenizer: the run's own; ``None``: the engines tokenise.
-        probe_tokens: what it makes of the text that engines are probed with.
 
     Raises:
         OrchestratorError: something that the config names cannot be used.
     """
-    base = _Base(config=config, store=store, changed=changed, replan=replan, logs=logs, directory=directory)
-    caps = RewardCaps(base.names, config.data_source_reward_caps, directory=directory)
-    waits, history, feeds = Waits(), StepHistory(), _feeds(base)
-    mixer = _mixer(base, caps, waits, history, feeds)
-    pool, engines = assemble_engines(
-        config,
-        ledger=store.ledger,
-        journal=store,
-        directory=directory,
-        probe_tokens=probe_tokens,
-        log=logs.logger("engines"),
-    )
-    makers = SourceLines(
-        store=store,
-        mixer=mixer,
-        pool=pool,
-        caps=caps,
+    base = _Base(
+        start=start_settings(opened.config),
+        live=live_settings(opened.config),
+        store=opened.store,
+        changed=changed,
         replan=replan,
         logs=logs,
         directory=directory,
-        tokenizer=tokenizer,
     )
-    lines = {name: makers.line(config, name, prompts[name], makers.reward(config, name)) for name in base.names}
-    production = Producers({name: line.producer for name, line in lines.items()})
-    control = _control(base, mixer.table, production)
-    control.restore_weights()
-    handouts = Handouts(
-        ledger=store.ledger, journal=store, mixer=mixer, changed=changed, archives=config.archive is not None
+    outputs, waits = _outputs(base), Waits()
+    engines = _engines(base, opened)
+    factory = _factory(base, opened, engines, _mixer(base, waits, outputs))
+    sources = _sources(base, opened, factory)
+    run = _run_control(base, sources)
+    trainer = _trainer(base, sources, waits)
+    reporter = Reporter(
+        figures=base.live.figures,
+        store=base.store,
+        control=run,
+        sources=sources,
+        engines=engines,
+        trainer=trainer,
+        outputs=outputs,
+        logs=logs,
     )
-    archiver = _archiver(base)
-    checkpoints = CheckpointControl(
-        store=store,
-        handouts=handouts,
-        production=production,
-        pool=pool,
-        control=control,
-        kept=config.run.keep_checkpoints,
-        log=logs.logger("checkpoints"),
+    running = RunningConfig(
+        opened.config,
+        in_file=in_file,
+        store=base.store,
+        sources=sources,
+        factory=factory,
+        engines=engines.control,
+        shared=SharedSettings(
+            sources=sources, control=run, directory=directory, replan=replan, on_figures=reporter.reconfigure
+        ),
     )
+    reloader, source_control = _config_controls(base, running, run, file)
+    methods: list[Methods] = [
+        _batch_methods(base, run, trainer, reporter),
+        EngineMethods(engines.control, base.store),
+        CheckpointMethods(_checkpoint_control(base, run, sources, engines, trainer)),
+        SourceMethods(source_control, reloader, base.store.ledger),
+        RunMethods(run, ledger=base.store.ledger, journal=base.store, status=reporter.kept_status),
+    ]
+    return Parts(
+        sources=sources,
+        engines=engines,
+        trainer=trainer,
+        outputs=outputs,
+        reporter=reporter,
+        reloader=reloader,
+        server=_server(base, engines, trainer, methods),
+    )
+
+
+# -- from prompts to batches -------------------------------------------------------------------------------------------
+
+
+def _mixer(base: _Base, waits: Waits, outputs: OutputParts) -> tuple[Mixer, RewardCaps]:
+    live, ledger = base.live, base.store.ledger
+    caps = RewardCaps(list(live.caps), list(live.caps.values()), directory=base.directory)
+    weights = parse_weights(live.weights.values(), directory=base.directory)
+    table = WeightTable(list(live.weights), weights, ledger.statistics)
+    step_log = StepLog(
+        metrics=StepMetrics(ledger, caps.cap),
+        table=table,
+        caps=caps,
+        waits=waits,
+        history=outputs.history,
+        feeds=outputs.feeds,
+        logs=base.logs,
+        log=base.logs.logger("mixer"),
+    )
+    mixer = Mixer(ledger=ledger, journal=base.store, table=table, settings=live.mixer, observer=step_log)
+    return mixer, caps
+
+
+def _engines(base: _Base, opened: Opened) -> EngineParts:
+    return assemble_engines(
+        opened.config,
+        ledger=base.store.ledger,
+        journal=base.store,
+        directory=base.directory,
+        probe_tokens=opened.probe_tokens,
+        log=base.logs.logger("engines"),
+    )
+
+
+def _factory(
+    base: _Base, opened: Opened, engines: EngineParts, mixture: tuple[Mixer, RewardCaps]
+) -> SourcePipelineFactory:
+    mixer, caps = mixture
+    return SourcePipelineFactory(
+        store=base.store,
+        mixer=mixer,
+        pool=engines.pool,
+        caps=caps,
+        replan=base.replan,
+        logs=base.logs,
+        directory=base.directory,
+        tokenizer=opened.tokenizer,
+    )
+
+
+def _sources(base: _Base, opened: Opened, factory: SourcePipelineFactory) -> SourceParts:
+    pipelines = {
+        name: factory.pipeline(name, settings, opened.prompts[name], factory.reward(settings))
+        for name, settings in base.live.sources.items()
+    }
+    producers = Producers({name: pipeline.producer for name, pipeline in pipelines.items()})
+    return SourceParts(mixer=factory.mixer, caps=factory.caps, pipelines=pipelines, producers=producers)
+
+
+# -- the trainer's side, and what goes out -----------------------------------------------------------------------------
+
+
+def _trainer(base: _Base, sources: SourceParts, waits: Waits) -> TrainerParts:
+    store, start, mixer = base.store, base.start, sources.mixer
     starvation = Starvation(
         mixer=mixer,
         ledger=store.ledger,
         waits=waits,
-        policy=config.rollout.starvation.policy,
-        patience_s=config.rollout.starvation.patience_s,
-        replan=replan,
-        changed=changed,
-        log=logs.logger("mixer"),
-    )
-    connections: dict[int, Connection] = {}
-    reporter = Reporter(
-        config=config,
-        store=store,
-        mixer=mixer,
-        pool=pool,
-        lines=lines,
-        control=control,
-        engines=engines,
-        handouts=handouts,
-        starvation=starvation,
-        waits=waits,
-        history=history,
-        logs=logs,
-        connections=connections,
-        archiver=archiver,
-        feeds=feeds,
-    )
-    running = RunningConfig(
-        config,
-        makers=makers,
-        lines=lines,
-        production=production,
-        control=control,
-        engines=engines,
-        on_config=reporter.reconfigure,
-    )
-    reloader = Reloader(
-        file=file,
-        in_file=in_file,
-        running=running,
-        ledger=store.ledger,
-        control=control,
-        directory=directory,
-        log=logs.logger("reload"),
-    )
-    service = ConsumerService(
-        run_name=config.run.name,
-        ledger=store.ledger,
-        handouts=handouts,
-        engines=engines,
-        methods=[
-            BatchMethods(
-                ledger=store.ledger,
-                store=store,
-                handouts=handouts,
-                waits=waits,
-                changed=changed,
-                is_draining=lambda: control.is_draining,
-                cause=reporter.cause,
-                routine=logs.routine("consumer"),
-            ),
-            EngineMethods(engines, store),
-            CheckpointMethods(checkpoints),
-            SourceMethods(reloader, store.ledger),
-            RunMethods(control, ledger=store.ledger, journal=store, status=reporter.kept_status),
-        ],
-        connections=connections,
-        log=logs.logger("consumer"),
-    )
-    server = ConsumerServer(
-        config.consumer.socket,
-        service,
-        max_connections=config.consumer.max_connections,
-        allow_uids=None if config.consumer.allow_uids is None else frozenset(config.consumer.allow_uids),
-        log=logs.logger("consumer"),
-    )
-    return Parts(
-        mixer=mixer,
-        pool=pool,
-        lines=lines,
-        production=production,
-        starvation=starvation,
-        control=control,
-        engines=engines,
-        reloader=reloader,
-        service=service,
-        server=server,
-        reporter=reporter,
-        history=history,
-        archiver=archiver,
-        feeds=feeds,
-    )
-
-
-def _mixer(base: _Base, caps: RewardCaps, waits: Waits, history: StepHistory, feeds: list[SinkFeed]) -> Mixer:
-    config, ledger = base.config, base.store.ledger
-    weights = [parse_weight(weight, directory=base.directory) for weight in config.data_source_weights]
-    table = WeightTable(base.names, weights, ledger.statistics)
-    metrics = StepMetrics(ledger, caps.cap)
-    lines = StepLog(
-        metrics=metrics,
-        table=table,
-        caps=caps,
-        waits=waits,
-        history=history,
-        feeds=feeds,
-        logs=base.logs,
+        policy=start.starvation.policy,
+        patience_s=start.starvation.patience_s,
+        replan=base.replan,
+        changed=base.changed,
         log=base.logs.logger("mixer"),
     )
-    return Mixer(
-        ledger=ledger,
-        journal=base.store,
-        table=table,
-        batch_size=config.rollout.rollout_batch_size,
-        lookahead=config.rollout.lookahead,
-        max_staleness=config.rollout.max_staleness,
-        num_rollout=config.rollout.num_rollout,
-        outstanding_bound=config.outstanding_bound,
-        buffer_bounds={source.name: (source.buffer.groups, source.buffer.bytes) for source in config.data_sources},
-        on_formed=lines.batch_formed,
+    handouts = Handouts(
+        ledger=store.ledger, journal=store, mixer=mixer, changed=base.changed, archives=start.archive is not None
+    )
+    return TrainerParts(handouts=handouts, waits=waits, starvation=starvation, connections={})
+
+
+def _batch_methods(base: _Base, run: RunControl, trainer: TrainerParts, reporter: Reporter) -> BatchMethods:
+    return BatchMethods(
+        ledger=base.store.ledger,
+        store=base.store,
+        handouts=trainer.handouts,
+        waits=trainer.waits,
+        changed=base.changed,
+        is_draining=lambda: run.is_draining,
+        cause=reporter.cause,
+        routine=base.logs.routine("consumer"),
     )
 
 
-def _feeds(base: _Base) -> list[SinkFeed]:
-    metrics = base.config.metrics
-    return build_feeds(
-        [sink_options(sink) for sink in metrics.sinks],
-        run=base.config.run.name,
-        state_dir=base.config.run.state_dir,
+def _server(base: _Base, engines: EngineParts, trainer: TrainerParts, methods: Sequence[Methods]) -> ConsumerServer:
+    log, socket = base.logs.logger("consumer"), base.start.socket
+    service = ConsumerService(
+        run_name=base.start.run_name,
+        ledger=base.store.ledger,
+        handouts=trainer.handouts,
+        engines=engines.control,
+        methods=methods,
+        connections=trainer.connections,
+        log=log,
+    )
+    return ConsumerServer(
+        socket.path, service, max_connections=socket.max_connections, allow_uids=socket.allow_uids, log=log
+    )
+
+
+def _outputs(base: _Base) -> OutputParts:
+    start = base.start
+    feeds = build_feeds(
+        start.figures.sinks,
+        run=start.run_name,
+        state_dir=start.state_dir,
         log=base.logs.logger("metrics"),
-        file=(metrics.max_bytes, metrics.keep) if metrics.jsonl else None,
+        file=start.figures.file,
     )
+    return OutputParts(history=StepHistory(), archiver=_archiver(base), feeds=feeds)
 
 
 def _archiver(base: _Base) -> Archiver | None:
-    archive, store = base.config.archive, base.store
+    archive = base.start.archive
     if archive is None:
         return None
     return Archiver(
-        directory=archive.path,
+        directory=archive.directory,
         format_=archive.format,
         keep=archive.keep,
-        state=store,
+        state=base.store,
         changed=base.changed,
         log=base.logs.logger("archive"),
     )
 
 
-def _control(base: _Base, table: WeightTable, production: Producers) -> RunControl:
-    return RunControl(
-        ledger=base.store.ledger,
-        journal=base.store,
-        table=table,
-        file_weights=dict(zip(base.names, base.config.data_source_weights, strict=True)),
+# -- what may be done to the run ---------------------------------------------------------------------------------------
+
+
+def _run_control(base: _Base, sources: SourceParts) -> RunControl:
+    control = RunControl(
+        store=base.store,
+        table=sources.mixer.table,
+        file_weights=base.live.weights,
         directory=base.directory,
         changed=base.changed,
-        production=production,
-        snapshot=base.store.snapshot,
+        production=sources.producers,
         log=base.logs.logger("control"),
     )
+    control.restore_weights()
+    return control
+
+
+def _checkpoint_control(
+    base: _Base, run: RunControl, sources: SourceParts, engines: EngineParts, trainer: TrainerParts
+) -> CheckpointControl:
+    return CheckpointControl(
+        store=base.store,
+        handouts=trainer.handouts,
+        production=sources.producers,
+        pool=engines.pool,
+        control=run,
+        kept=base.start.keep_checkpoints,
+        log=base.logs.logger("checkpoints"),
+    )
+
+
+def _config_controls(
+    base: _Base, running: RunningConfig, run: RunControl, file: Path | None
+) -> tuple[Reloader, SourceControl]:
+    log, ledger = base.logs.logger("reload"), base.store.ledger
+    changes = CheckedChanges(control=run, directory=base.directory, log=log)
+    reloader = Reloader(file=file, running=running, changes=changes, ledger=ledger, directory=base.directory, log=log)
+    return reloader, SourceControl(running=running, changes=changes, ledger=ledger, directory=base.directory, log=log)

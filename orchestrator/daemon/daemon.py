@@ -1,4 +1,4 @@
-"""The daemon: opens the state, has the components built, supervises them.
+"""The daemon: holds the lock, has everything opened and built, supervises it.
 
 Invariants:
 
@@ -21,31 +21,26 @@ import anyio
 from anyio.abc import TaskGroup, TaskStatus
 
 from orchestrator.concurrency.broadcast import Broadcast
-from orchestrator.config import Config, Source, in_effect
-from orchestrator.core.ledger.events import Archived, SourceFacts, SourcesChanged
-from orchestrator.core.ledger.ledger import SourceSize
-from orchestrator.core.ledger.source_changes import SourceChanges
+from orchestrator.config import Config
+from orchestrator.core.ledger.events import Archived
 from orchestrator.core.mixture.outlook import Finished
 from orchestrator.daemon.control.reload import Reloader
-from orchestrator.engines import PROBE_TEXT
-from orchestrator.errors import ForeignState, OrchestratorError
+from orchestrator.errors import OrchestratorError
 from orchestrator.logs import LogHandle
-from orchestrator.prompts import PromptSource
 from orchestrator.sinks import read_steps
-from orchestrator.state import SourceRules, StateLock, StateStore
+from orchestrator.state import StateLock, StateStore
 from orchestrator.status import MAX_POINTS, StatusServer, step_point
-from orchestrator.tokenizer import PromptTokenizer
 
 from .assembly import Parts, assemble
-from .source_lines import SourceLine
+from .opening import Opened, Opening, report_recovery
+from .parts import OutputParts
+from .settings import start_settings
+from .source_pipeline import SourcePipeline
 
 __all__ = ["Daemon"]
 
 STOP_DEADLINE_S: Final = 30.0
 """From the first signal to the end of the process, but for a disk that does not answer."""
-
-LAST_SNAPSHOT_DEADLINE_S: Final = 20.0
-"""Within which the log is flushed and the last snapshot written."""
 
 SINKS_DEADLINE_S: Final = 10.0
 """At the end, for the sinks of the metrics: some packages take seconds to end a run."""
@@ -81,6 +76,7 @@ class Daemon:
         self, config: Config, logs: LogHandle, *, file: Path | None = None, allow_source_changes: bool = False
     ) -> None:
         self._config = config
+        self._settings = start_settings(config)
         self._file = file
         self._allow_source_changes = allow_source_changes
         self._logs = logs
@@ -96,103 +92,50 @@ class Daemon:
             PromptFileError: a prompt file cannot be read.
             TokenizerError: the run's own tokenizer cannot be loaded.
         """
-        with StateLock(self._config.run.state_dir):
+        with StateLock(self._settings.state_dir):
             async with AsyncExitStack() as stack:
                 changed, replan = Broadcast(), Broadcast()
-                tokenizer = await self._open_tokenizer(stack)
-                store, config, prompts = await self._open_state(stack, changed, replan)
+                opened = await self._open(stack, changed, replan)
+                store = opened.store
                 parts = assemble(
                     self._config,
-                    config,
-                    store=store,
-                    prompts=prompts,
+                    opened,
                     changed=changed,
                     replan=replan,
                     logs=self._logs,
                     directory=Path.cwd(),
                     file=self._file,
-                    tokenizer=tokenizer,
-                    probe_tokens=None if tokenizer is None else await tokenizer.tokenize(PROBE_TEXT),
                 )
                 await self._refill(parts, store.ledger.step)
                 gc.collect()
                 gc.freeze()  # what was read back lives long: looking through it would hold the loop up
                 gc.set_threshold(*COLLECT_AFTER)
-                stack.push_async_callback(self._close_lines, parts.lines)
-                self._report_recovery(store)
+                stack.push_async_callback(self._close_pipelines, parts.sources.pipelines)
+                report_recovery(store, self._log)
                 await self._supervise(parts, store, changed)
             self._log.info(f"stopped at step {store.ledger.step}; the next start goes on from there", action="stopped")
 
-    async def _refill(self, parts: Parts, step: int) -> None:
-        """The page goes on with the curves of before the restart."""
-        if self._config.metrics.jsonl:
-            rows = await anyio.to_thread.run_sync(read_steps, self._config.run.state_dir, MAX_POINTS)
-            points = (step_point(row["step"], row["policy_version"], row["time"], row["metrics"]) for row in rows)
-            parts.history.refill(points, below=step)
-
-    async def _close_lines(self, lines: dict[str, SourceLine]) -> None:
-        for line in lines.values():
-            await line.aclose()
-
-    async def _open_state(
-        self, stack: AsyncExitStack, changed: Broadcast, replan: Broadcast
-    ) -> tuple[StateStore, Config, dict[str, PromptSource]]:
-        """The state, and the config with what the state knows of sources that came and went at run time."""
-        config = self._config
-        prompts = {source.name: await self._open_prompts(stack, source) for source in config.data_sources}
-        sizes = {name: SourceSize(len(opened), opened.epochs) for name, opened in prompts.items()}
-
-        def at_run_time(changes: SourceChanges) -> dict[str, SourceSize]:
-            sources = in_effect(config, changes, directory=Path.cwd())[0].data_sources
-            added = {name: SourceSize(added.rows, added.epochs) for name, added in changes.added.items()}
-            known = added | sizes
-            return {source.name: known[source.name]._replace(renamed_from=source.renamed_from) for source in sources}
-
-        store = await StateStore.open(
-            config.run.state_dir,
-            sizes,
+    async def _open(self, stack: AsyncExitStack, changed: Broadcast, replan: Broadcast) -> Opened:
+        opening = Opening(
+            self._config,
+            self._logs,
             changed=changed,
             replan=replan,
-            log=self._logs.logger("state"),
-            on_record=self._logs.recorded,
-            rules=SourceRules(at_run_time, self._allow_source_changes),
+            directory=Path.cwd(),
+            allow_source_changes=self._allow_source_changes,
         )
-        stack.push_async_callback(self._close_store, store)
-        now, outdated = in_effect(config, store.ledger.source_changes, directory=Path.cwd())
-        for sentence in outdated.values():
-            self._log.warning(sentence)
-        for source in now.data_sources:
-            if source.name not in prompts:
-                prompts[source.name] = await self._open_prompts(stack, source)
-        self._settle(store, prompts, list(outdated))
-        return store, now, prompts
+        return await opening.open(stack)
 
-    def _settle(self, store: StateStore, prompts: dict[str, PromptSource], undone: list[str]) -> None:
-        """The prompts of a source that was added at run time are read only now that the state has told of it."""
-        facts = [SourceFacts(name, len(prompts[name]), prompts[name].epochs) for name in store.ledger.sources]
-        other = [fact.name for fact in facts if fact.rows != store.ledger.sources[fact.name].rows]
-        if other and not self._allow_source_changes:
-            raise ForeignState(
-                f"source {other[0]} was added at run time with {store.ledger.sources[other[0]].rows} prompts, and has"
-                f" {len(prompts[other[0]])} now: put its prompt file back, or start with --allow-source-changes"
-            )
-        if other or undone:
-            store.record(SourcesChanged(facts, undone=undone))
+    async def _refill(self, parts: Parts, step: int) -> None:
+        """The page goes on with the curves of before the restart."""
+        if self._settings.figures.file is not None:
+            rows = await anyio.to_thread.run_sync(read_steps, self._settings.state_dir, MAX_POINTS)
+            points = (step_point(row["step"], row["policy_version"], row["time"], row["metrics"]) for row in rows)
+            parts.outputs.history.refill(points, below=step)
 
-    async def _open_tokenizer(self, stack: AsyncExitStack) -> PromptTokenizer | None:
-        chosen = self._config.tokenizer
-        if chosen is None:
-            return None
-        tokenizer = await PromptTokenizer.open(
-            chosen.path, chat_template=chosen.chat_template, add_generation_prompt=chosen.add_generation_prompt
-        )
-        stack.push_async_callback(tokenizer.aclose)
-        return tokenizer
-
-    async def _open_prompts(self, stack: AsyncExitStack, source: Source) -> PromptSource:
-        prompts = await source.prompts.open(name=source.name, seed=self._config.run.seed)
-        stack.push_async_callback(prompts.aclose)
-        return prompts
+    async def _close_pipelines(self, pipelines: dict[str, SourcePipeline]) -> None:
+        for pipeline in pipelines.values():
+            await pipeline.aclose()
 
     # -- supervision ---------------------------------------------------------------------------------------------------
 
@@ -200,44 +143,44 @@ class Daemon:
         async with anyio.create_task_group() as tasks:
             await tasks.start(self._watch_signals, parts.reloader, tasks)
             await tasks.start(store.run)
-            await tasks.start(parts.engines.run)
-            await tasks.start(parts.starvation.run, parts.reporter.cause)
+            await tasks.start(parts.engines.control.run)
+            await tasks.start(parts.trainer.starvation.run, parts.reporter.cause)
             # Before the socket: whoever is let in there may look here. Not ready until an engine is.
-            if self._config.status.http is not None:
-                samples = None if parts.archiver is None else parts.archiver.look
-                page = StatusServer(self._config.status.http, parts.reporter.kept_status, parts.history, samples)
+            if self._settings.status_http is not None:
+                archiver = parts.outputs.archiver
+                samples = None if archiver is None else archiver.look
+                history = parts.outputs.history
+                page = StatusServer(self._settings.status_http, parts.reporter.kept_status, history, samples)
                 await tasks.start(page.run)
             await tasks.start(parts.server.run)
-            await tasks.start(parts.pool.run)
-            await tasks.start(parts.production.run)
+            await tasks.start(parts.engines.pool.run)
+            await tasks.start(parts.sources.producers.run)
             await self._start_archive(parts, store, tasks)
-            for feed in parts.feeds:
+            for feed in parts.outputs.feeds:
                 await tasks.start(feed.run)
             tasks.start_soon(self._end_when_finished, parts, store, changed)
-            self._log.info(
-                f"ready: {len(parts.lines)} sources, step {store.ledger.step}, socket {self._config.consumer.socket}",
-                action="ready",
-            )
+            count, socket = len(parts.sources.pipelines), self._settings.socket.path
+            self._log.info(f"ready: {count} sources, step {store.ledger.step}, socket {socket}", action="ready")
             await self._stop.wait()
             self._log.info("stopping: what is in flight is parked")
             with anyio.move_on_after(STOP_DEADLINE_S):
-                await parts.production.stop()
-            await self._flush(parts)
+                await parts.sources.producers.stop()
+            await self._flush(parts.outputs)
             tasks.cancel_scope.cancel()
 
-    async def _flush(self, parts: Parts) -> None:
+    async def _flush(self, outputs: OutputParts) -> None:
         """Bring what is left to the archive and to the sinks, side by side."""
         async with anyio.create_task_group() as tasks:
-            for feed in parts.feeds:
+            for feed in outputs.feeds:
                 tasks.start_soon(feed.close)
-            if parts.archiver is not None:
+            if outputs.archiver is not None:
                 with anyio.move_on_after(ARCHIVE_DEADLINE_S):
-                    await parts.archiver.flush()
+                    await outputs.archiver.flush()
             tasks.cancel_scope.deadline = anyio.current_time() + SINKS_DEADLINE_S
 
     async def _start_archive(self, parts: Parts, store: StateStore, tasks: TaskGroup) -> None:
-        if parts.archiver is not None:
-            await tasks.start(parts.archiver.run)
+        if parts.outputs.archiver is not None:
+            await tasks.start(parts.outputs.archiver.run)
             return
         waiting = list(store.ledger.unarchived.batches)
         for key in waiting:
@@ -250,10 +193,10 @@ class Daemon:
 
     async def _end_when_finished(self, parts: Parts, store: StateStore, changed: Broadcast) -> None:
         """Stop once the run is finished, everything is acknowledged, and no client has come for a while."""
-        connections = parts.service.connections
+        connections = parts.trainer.connections
         while True:
             change = changed.next()
-            is_done = isinstance(parts.mixer.outlook(), Finished) and not store.ledger.leases.batches
+            is_done = isinstance(parts.sources.mixer.outlook(), Finished) and not store.ledger.leases.batches
             if not is_done or connections:
                 await change.wait()
                 await anyio.sleep(LOOK_AGAIN_S)
@@ -285,23 +228,3 @@ class Daemon:
     async def _reload(self, reloader: Reloader) -> None:
         with suppress(OrchestratorError):  # it is in the log; nobody waits for an answer, and all is as it was
             await reloader.reload()
-
-    async def _close_store(self, store: StateStore) -> None:
-        is_written = False
-        with anyio.CancelScope(shield=True), anyio.move_on_after(LAST_SNAPSHOT_DEADLINE_S):
-            is_written = await store.aclose()
-        if not is_written:
-            self._log.error(
-                f"the last snapshot was not written within {LAST_SNAPSHOT_DEADLINE_S:g} s ({store.fault});"
-                " the next start replays the log"
-            )
-
-    def _report_recovery(self, store: StateStore) -> None:
-        recovery = store.recovery
-        for problem in recovery.problems:
-            self._log.error(f"damaged state: {problem}")
-        if not recovery.is_fresh:
-            self._log.info(
-                f"the run goes on at step {store.ledger.step}: snapshot {recovery.snapshot},"
-                f" {recovery.records} records after it"
-            )

@@ -7,12 +7,14 @@ from pathlib import Path
 
 from structlog.typing import FilteringBoundLogger
 
-from orchestrator.config import Config, EngineSpec, engine_as_json, engine_specs
-from orchestrator.core.ledger.events import ParametersHeld
+from orchestrator.config import Config, EngineSpec, engine_specs
 from orchestrator.core.ledger.journal import Journal
 from orchestrator.core.ledger.ledger import Ledger
-from orchestrator.daemon.control.engines import EngineControl
-from orchestrator.engines import Engine, EnginePool, KnownParameters, PoolSettings
+from orchestrator.daemon.control.engines import EngineControl, record_held, record_outdated
+from orchestrator.engines import Engine, EnginePool, KnownParameters
+
+from .parts import EngineParts
+from .settings import engine_options, start_settings
 
 __all__ = ["assemble_engines"]
 
@@ -25,11 +27,11 @@ def assemble_engines(
     directory: Path,
     probe_tokens: Sequence[int] | None,
     log: FilteringBoundLogger,
-) -> tuple[EnginePool, EngineControl]:
+) -> EngineParts:
     """The pool of engines, and what may be done to it.
 
     Args:
-        config: the whole configuration.
+        config: the whole configuration: engines that come later are held to it too.
         ledger: the recovered facts.
         journal: where changes are recorded.
         directory: what relative paths of engines added at run time are relative to.
@@ -39,26 +41,18 @@ def assemble_engines(
     Raises:
         BadRequest: an engine that was added at run time does not fit to the config any more.
     """
-    starting = ledger.engine_changes.starting([engine_as_json(engine) for engine in config.engines])
-    for event, sentence in starting.outdated:
-        log.warning(sentence)
-        journal.record(event)
+    settings = start_settings(config)
+    starting = ledger.engine_changes.starting(engine_options(config))
+    record_outdated(starting, journal, log)
     specs = engine_specs(config, starting.engines, directory=directory)
 
     def build(spec: EngineSpec) -> Engine:
-        return spec.build(workdir=config.run.state_dir)
+        return spec.build(workdir=settings.state_dir)
 
     changes = ledger.engine_changes
     pool = EnginePool(
         [build(spec) for spec in specs.values()],
-        settings=PoolSettings(
-            request_timeout_s=config.engine_defaults.request_timeout_s,
-            stall_s=config.engine_defaults.stall_s,
-            max_retries=config.engine_defaults.max_retries,
-            chunk_tokens=config.rollout.chunk_tokens,
-            keep_partials=config.rollout.partial_rollout,
-            seed=config.run.seed,
-        ),
+        settings=settings.pool,
         policy_version=lambda: ledger.policy_version,
         log=log,
         known=KnownParameters(
@@ -68,7 +62,7 @@ def assemble_engines(
         ),
         draining=starting.draining,
         probe_tokens=probe_tokens,
-        on_held=lambda engine, version, identity: journal.record(ParametersHeld(engine, version, identity)),
+        on_held=record_held(journal),
     )
     control = EngineControl(
         config=config,
@@ -80,4 +74,4 @@ def assemble_engines(
         directory=directory,
         log=log,
     )
-    return pool, control
+    return EngineParts(pool=pool, control=control)

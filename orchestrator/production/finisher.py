@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from orchestrator.core.filters import FilterError, Verdict
+from orchestrator.core.filters import Verdict
 from orchestrator.core.ledger.events import Dropped
 from orchestrator.core.ledger.groups import GroupFacts
 from orchestrator.core.ledger.journal import Journal
 from orchestrator.core.staleness import STALE, newest_version, offpolicy_mask
-from orchestrator.errors import FrameError
+from orchestrator.errors import FilterError, FrameError
 from orchestrator.frames import encode_group
 from orchestrator.records import Group, Sample
 

@@ -22,8 +22,7 @@ from orchestrator.core.ledger.groups import InFlight
 from orchestrator.core.ledger.journal import Journal
 from orchestrator.core.staleness import STALE, is_stale
 from orchestrator.engines import SamplingParams
-from orchestrator.errors import EngineRejected, GenerationFailed, RewardError, RewardTimeout
-from orchestrator.prompts import PromptUnavailable
+from orchestrator.errors import EngineRejected, GenerationFailed, PromptUnavailable, RewardError, RewardTimeout
 from orchestrator.records import Group, Prompt, Sample
 
 from .finisher import Finisher, drop

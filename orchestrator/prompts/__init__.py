@@ -4,6 +4,6 @@
 port alone: the worker processes of a kind import it too, and need no models of the config.
 """
 
-from .port import PromptSource, PromptUnavailable
+from .port import PromptSource
 
-__all__ = ["PromptSource", "PromptUnavailable"]
+__all__ = ["PromptSource"]

@@ -12,16 +12,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from orchestrator.errors import OrchestratorError
 from orchestrator.records import Prompt
 
-__all__ = ["PromptSource", "PromptUnavailable"]
-
-
-class PromptUnavailable(OrchestratorError, RuntimeError):
-    """One prompt cannot be had, though the source is sound: it costs its group and nothing else."""
-
-    code = "prompt_unavailable"
+__all__ = ["PromptSource"]
 
 
 class PromptSource(Protocol):

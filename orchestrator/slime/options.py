@@ -17,13 +17,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from orchestrator.core.dotted import resolve
-from orchestrator.core.filters import FilterError, RewardCaps
-from orchestrator.core.weights.table import Weight, WeightTable, parse_weight
+from orchestrator.core.filters import RewardCaps
+from orchestrator.core.weights.forms import Weight, parse_weight
+from orchestrator.core.weights.table import WeightTable
 from orchestrator.errors import (
     ConfigError,
     ConfigProblem,
     DottedPathError,
     ExpressionError,
+    FilterError,
     OrchestratorError,
     WeightError,
 )

@@ -15,7 +15,8 @@ import math
 from functools import lru_cache
 from typing import Any, Final
 
-from orchestrator.core.filters import REWARD_CAP, FilterError, RewardCaps, Verdict
+from orchestrator.core.filters import REWARD_CAP, RewardCaps, Verdict
+from orchestrator.errors import FilterError
 
 from .options import read_reward_caps
 from .samples import STEP_KEY, Samples, leaves, optional_module, reward_value, source_of

@@ -22,17 +22,18 @@ import anyio.lowlevel
 from orchestrator.concurrency.broadcast import Broadcast
 from orchestrator.config import Config, load_config
 from orchestrator.core.ledger.groups import GroupFacts
-from orchestrator.core.mixture.plan import demand, forecast
-from orchestrator.core.weights.table import WeightTable, parse_weight
+from orchestrator.core.mixture.plan import forecast
+from orchestrator.core.weights.forms import parse_weight
+from orchestrator.core.weights.table import WeightTable
 from orchestrator.daemon.assembly import Parts
 from orchestrator.daemon.daemon import Daemon
+from orchestrator.daemon.opening import Opened
 from orchestrator.frames import encode_group
 from orchestrator.logs import configure_logging
-from orchestrator.prompts import PromptSource
 from orchestrator.records import Group, Prompt, Sample, SampleStatus
 from orchestrator.state import StateStore
 from tests.bench.result import Unavailable
-from tests.bench.work import GROUPS_A_BATCH, PROMPT_TOKENS, SAMPLES, Maker, Shape
+from tests.bench.work import GROUPS_A_BATCH, PROMPT_TOKENS, SAMPLES, Maker, Shape, demand
 
 ROWS = 4096
 DESCRIPTORS = 1 << 17
@@ -78,14 +79,13 @@ class FilledDaemon(Daemon):
         super().__init__(config, *args, **options)
         self._shape, self._batches = shape, batches
 
-    async def _open_state(
-        self, stack: AsyncExitStack, changed: Broadcast, replan: Broadcast
-    ) -> tuple[StateStore, Config, dict[str, PromptSource]]:
-        store, config, prompts = await super()._open_state(stack, changed, replan)
+    async def _open(self, stack: AsyncExitStack, changed: Broadcast, replan: Broadcast) -> Opened:
+        opened = await super()._open(stack, changed, replan)
+        store = opened.store
         maker = Maker(self._shape)
         async with anyio.create_task_group() as tasks:
             await tasks.start(store.run)
-            for source, count in needed(config, self._batches).items():
+            for source, count in needed(opened.config, self._batches).items():
                 for _ in range(count):
                     event = store.ledger.next_launch(source, SAMPLES, lambda _, position: position)
                     assert event is not None
@@ -93,7 +93,7 @@ class FilledDaemon(Daemon):
                     store.store_group(maker.frame(source, event.group_index, event.prompt_index, event.epoch))
                     await store.written()
             tasks.cancel_scope.cancel()
-        return store, config, prompts
+        return opened
 
 
 class FedDaemon(Daemon):

@@ -17,9 +17,10 @@ from orchestrator.consumer.waits import Waits
 from orchestrator.core.filters import RewardCaps
 from orchestrator.core.ledger.leases import LeasedBatch
 from orchestrator.core.ledger.ledger import Ledger, SourceSize
-from orchestrator.core.mixture.mixer import Mixer
-from orchestrator.core.weights.table import WeightTable, parse_weight
-from orchestrator.daemon.reporter import StepLog
+from orchestrator.core.mixture.mixer import Mixer, MixerSettings
+from orchestrator.core.weights.forms import parse_weight
+from orchestrator.core.weights.table import WeightTable
+from orchestrator.daemon.step_log import StepLog
 from orchestrator.logs import configure_logging
 from orchestrator.sinks import build_feeds
 from orchestrator.status import StepHistory, StepMetrics
@@ -52,12 +53,7 @@ class Steps:
             ledger=self._ledger,
             journal=journal,
             table=self._table,
-            batch_size=GROUPS_A_BATCH,
-            lookahead=1,
-            max_staleness=None,
-            num_rollout=None,
-            outstanding_bound=10 * GROUPS_A_BATCH,
-            buffer_bounds={},
+            settings=MixerSettings(batch_size=GROUPS_A_BATCH, lookahead=1, outstanding_bound=10 * GROUPS_A_BATCH),
         )
         for _ in range(BATCHES):
             for name, count in mixer.plan()[0].counts.items():

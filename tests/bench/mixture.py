@@ -9,11 +9,12 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from orchestrator.core.mixture.plan import PlannedBatch, demand, forecast
-from orchestrator.core.weights.table import WeightTable, parse_weight
+from orchestrator.core.mixture.plan import PlannedBatch, forecast
+from orchestrator.core.weights.forms import parse_weight
+from orchestrator.core.weights.table import WeightTable
 from tests.bench.measure import Taken, cpu, cpu_ratio, exponent, interleave, wall, watched
 from tests.bench.result import Figure, Goal, Options, Result
-from tests.bench.work import GROUPS_A_BATCH
+from tests.bench.work import GROUPS_A_BATCH, demand
 
 SIZES = (16, 64, 256)
 LOOKAHEAD = 2

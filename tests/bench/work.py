@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 import random
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from orchestrator.core.mixture.plan import PlannedBatch
 from orchestrator.frames import encode_group
 from orchestrator.records import Group, Prompt, Sample, SampleStatus
 
@@ -33,6 +35,16 @@ SMALL: Final = Shape("small", 64, 0)
 STANDARD: Final = Shape("standard", 1024, 4096)
 LONG: Final = Shape("long", 16384, 4096)
 SHAPES: Final = (SMALL, STANDARD, LONG)
+
+
+def demand(plan: Sequence[PlannedBatch]) -> dict[str, int]:
+    """Groups of each source that a plan needs in all; empty for an empty plan."""
+    if not plan:
+        return {}
+    totals = list(plan[0].counts.values())
+    for batch in plan[1:]:  # every batch names all sources in one order
+        totals = list(map(operator.add, totals, batch.counts.values()))
+    return dict(zip(plan[0].counts, totals, strict=True))
 
 
 class Maker:

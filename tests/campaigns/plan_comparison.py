@@ -31,10 +31,11 @@ from orchestrator.core.ledger.events import Event, Launched, LeaseAcked, Version
 from orchestrator.core.ledger.groups import GroupFacts, StoredGroup
 from orchestrator.core.ledger.leases import LeasedBatch
 from orchestrator.core.ledger.ledger import Ledger, SourceSize
-from orchestrator.core.mixture.mixer import Mixer
+from orchestrator.core.mixture.mixer import Mixer, MixerSettings
 from orchestrator.core.mixture.outlook import Demand
 from orchestrator.core.staleness import STALE, staleness
-from orchestrator.core.weights.table import WeightTable, parse_weight
+from orchestrator.core.weights.forms import parse_weight
+from orchestrator.core.weights.table import WeightTable
 from orchestrator.engines import EnginePool, SamplingParams
 from orchestrator.engines.scripted import ScriptedEngine
 from orchestrator.production.finisher import Finisher
@@ -225,12 +226,13 @@ class Run:
             ledger=self.ledger,
             journal=self.journal,
             table=WeightTable(list(weights), [parse_weight(weight) for weight in weights.values()]),
-            batch_size=scenario.batch_size,
-            lookahead=scenario.lookahead,
-            max_staleness=scenario.max_staleness,
-            num_rollout=steps,
-            outstanding_bound=4 * scenario.buffered,
-            buffer_bounds={},
+            settings=MixerSettings(
+                batch_size=scenario.batch_size,
+                lookahead=scenario.lookahead,
+                max_staleness=scenario.max_staleness,
+                num_rollout=steps,
+                outstanding_bound=4 * scenario.buffered,
+            ),
         )
         self.ask = ask
         self.waited_s = 0.0

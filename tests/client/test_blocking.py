@@ -208,7 +208,8 @@ def test_only_errors_that_never_travel_have_no_type() -> None:
     ours = {kind for name in errors.__all__ if issubclass(kind := getattr(errors, name), Exception)}
     engine = {kind for kind in ours if issubclass(kind, errors.EngineError | errors.RewardError)}
     of_components = {errors.ConfigError, errors.GenerationFailed, errors.TokenizerError, errors.ArchiveError}
-    never = {*of_components, errors.ConnectionLost, errors.RemoteError}
+    of_groups = {errors.FilterError, errors.PromptUnavailable}
+    never = {*of_components, *of_groups, errors.ConnectionLost, errors.RemoteError}
     assert ours - set(ERROR_TYPES.values()) == engine | never
 
 

@@ -9,9 +9,10 @@ from orchestrator.consumer.handout import Handout, Handouts, Holder
 from orchestrator.consumer.waits import Waiting
 from orchestrator.core.ledger.events import SourcePaused, VersionSet
 from orchestrator.core.ledger.ledger import Ledger, SourceSize
-from orchestrator.core.mixture.mixer import Mixer
+from orchestrator.core.mixture.mixer import Mixer, MixerSettings
 from orchestrator.core.mixture.outlook import Finished, Shortage
-from orchestrator.core.weights.table import WeightTable, parse_weight
+from orchestrator.core.weights.forms import parse_weight
+from orchestrator.core.weights.table import WeightTable
 from orchestrator.errors import BadWorldSize, LeaseUnknown, RankInUse
 from tests.support.builders import MemoryJournal, frame_for, launch
 
@@ -38,12 +39,13 @@ class Setup:
             ledger=self.ledger,
             journal=self.journal,
             table=WeightTable(["easy", "hard"], [parse_weight(weight) for weight in weights]),
-            batch_size=batch_size,
-            lookahead=2,
-            max_staleness=max_staleness,
-            num_rollout=num_rollout,
-            outstanding_bound=64,
-            buffer_bounds={},
+            settings=MixerSettings(
+                batch_size=batch_size,
+                lookahead=2,
+                max_staleness=max_staleness,
+                num_rollout=num_rollout,
+                outstanding_bound=64,
+            ),
         )
         self.handouts = Handouts(ledger=self.ledger, journal=self.journal, mixer=self.mixer, changed=Broadcast())
 

@@ -11,13 +11,12 @@ import pytest
 
 from orchestrator.core.filters import (
     BUILT_IN_FILTERS,
-    FilterError,
     RewardCaps,
     Verdict,
     check_reward_nonzero_std,
     load_filter,
 )
-from orchestrator.errors import DottedPathError, WeightError
+from orchestrator.errors import DottedPathError, FilterError, WeightError
 from orchestrator.records import Sample, SampleStatus
 from tests.support.paths import ROOT
 

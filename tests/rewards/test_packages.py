@@ -17,8 +17,8 @@ import pytest
 
 from orchestrator.cli import main
 from orchestrator.cli.exit_codes import BAD_CONFIG
-from orchestrator.errors import PromptFileError, RewardError, RewardTimeout
-from orchestrator.prompts import PromptSource, PromptUnavailable
+from orchestrator.errors import PromptFileError, PromptUnavailable, RewardError, RewardTimeout
+from orchestrator.prompts import PromptSource
 from orchestrator.prompts.reasoning import source as reasoning
 from orchestrator.records import Prompt, Sample, SampleStatus
 from orchestrator.rewards import Reward, RewardResult

@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.core.filters import FilterError
-from orchestrator.errors import SourceUnknown
+from orchestrator.errors import FilterError, SourceUnknown
 from orchestrator.slime.custom_log import custom_rollout_log_function, rollout_metrics
 from orchestrator.slime.reward_cap_filter import check_reward_cap_per_source
 from orchestrator.slime.samples import Sample

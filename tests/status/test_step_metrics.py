@@ -8,8 +8,9 @@ from typing import Any
 from orchestrator.core.ledger.events import Dropped
 from orchestrator.core.ledger.leases import LeasedBatch
 from orchestrator.core.ledger.ledger import Ledger, SourceSize
-from orchestrator.core.mixture.mixer import Mixer
-from orchestrator.core.weights.table import WeightTable, parse_weight
+from orchestrator.core.mixture.mixer import Mixer, MixerSettings
+from orchestrator.core.weights.forms import parse_weight
+from orchestrator.core.weights.table import WeightTable
 from orchestrator.status import StepMetrics, report_point, step_point
 from tests.support.builders import MemoryJournal, frame_for, launch
 
@@ -28,12 +29,7 @@ class Run:
             ledger=ledger,
             journal=self._journal,
             table=WeightTable(NAMES, [parse_weight(0.75), parse_weight(0.25)]),
-            batch_size=SIZE,
-            lookahead=1,
-            max_staleness=None,
-            num_rollout=None,
-            outstanding_bound=8,
-            buffer_bounds={},
+            settings=MixerSettings(batch_size=SIZE, lookahead=1, outstanding_bound=8),
         )
         self.metrics = StepMetrics(ledger, lambda _, step: self._caps.get(step))
 

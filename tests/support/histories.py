@@ -20,11 +20,12 @@ from orchestrator.core.ledger.events import Dropped, Launched
 from orchestrator.core.ledger.groups import InFlight
 from orchestrator.core.ledger.leases import LeasedBatch
 from orchestrator.core.ledger.ledger import Ledger, SourceSize
-from orchestrator.core.mixture.mixer import Mixer
+from orchestrator.core.mixture.mixer import BatchObserver, Mixer, MixerSettings
 from orchestrator.core.mixture.outlook import Shortage
 from orchestrator.core.mixture.plan import launches
 from orchestrator.core.statistics import Acceptance
-from orchestrator.core.weights.table import WeightTable, parse_weight
+from orchestrator.core.weights.forms import parse_weight
+from orchestrator.core.weights.table import WeightTable
 from tests.support.builders import MemoryJournal, frame_for, launch
 
 ROWS = 1000
@@ -123,7 +124,7 @@ class History:
         samples: of a group.
         pass_rate: by source: rewards are then drawn, and groups whose rewards are all equal are dropped.
         kind: of the mixer.
-        options: of the mixer.
+        observer: told of the batches.
     """
 
     def __init__(
@@ -134,7 +135,7 @@ class History:
         samples: int = 1,
         pass_rate: Mapping[str, float] | None = None,
         kind: type[Mixer] = Mixer,
-        **options: Any,
+        observer: BatchObserver | None = None,
     ) -> None:
         self.case = case
         self.samples = samples
@@ -148,13 +149,10 @@ class History:
             ledger=self.ledger,
             journal=self.journal,
             table=self.table,
-            batch_size=case.batch_size,
-            lookahead=lookahead,
-            max_staleness=None,
-            num_rollout=None,
-            outstanding_bound=4 * lookahead * case.batch_size,
-            buffer_bounds={},
-            **options,
+            settings=MixerSettings(
+                batch_size=case.batch_size, lookahead=lookahead, outstanding_bound=4 * lookahead * case.batch_size
+            ),
+            observer=observer,
         )
         self.acceptance = {name: Acceptance() for name in case.names}
         self.speed = dict(case.speed)

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from orchestrator.consumer.methods import params as methods
 from orchestrator.consumer.socket.requests import Request, parse_request
-from orchestrator.core.weights.table import parse_weight
+from orchestrator.core.weights.forms import parse_weight
 from orchestrator.errors import BadRequest, FrameError, OrchestratorError
 from orchestrator.frames import MAGIC, MAX_HEADER_BYTES, PREFIX_BYTES, encode_frame, parse_prefix
 from orchestrator.state import check_name

@@ -17,15 +17,19 @@ from orchestrator.errors import BadRequest
 from . import params as m
 from .table import Method
 
-__all__ = ["SourceControl", "SourceMethods"]
+__all__ = ["ReloadControl", "SourceControl", "SourceMethods"]
+
+
+class ReloadControl(Protocol):
+    """The config file of a running daemon."""
+
+    async def reload(self) -> list[dict[str, Any]]:
+        """Read the config file again and take it over; returns what differs, when it is written."""
+        ...
 
 
 class SourceControl(Protocol):
-    """What may be changed; each raises what its own documentation says, and returns when it is written."""
-
-    async def reload(self) -> list[dict[str, Any]]:
-        """Read the config file again and take it over; returns what differs."""
-        ...
+    """What may be done to sources; each raises what its own documentation says, and returns when it is written."""
 
     def sources(self) -> list[dict[str, Any]]:
         """Every source as it is now."""
@@ -48,12 +52,14 @@ class SourceMethods:
     """Answers them.
 
     Args:
-        control: what does it.
+        control: does what is asked of sources.
+        reloader: reads the file again.
         ledger: for the step.
     """
 
-    def __init__(self, control: SourceControl, ledger: Ledger) -> None:
+    def __init__(self, control: SourceControl, reloader: ReloadControl, ledger: Ledger) -> None:
         self._control = control
+        self._reloader = reloader
         self._ledger = ledger
 
     def methods(self) -> dict[str, Method]:
@@ -61,7 +67,7 @@ class SourceMethods:
         return {"reload": (m.NoParams, self._reload), "sources": (m.Sources, self._sources)}
 
     async def _reload(self, _: Connection, __: m.NoParams) -> Answer:
-        return Answer({"changes": await self._control.reload(), "step": self._ledger.step})
+        return Answer({"changes": await self._reloader.reload(), "step": self._ledger.step})
 
     async def _sources(self, _: Connection, params: m.Sources) -> Answer:
         match params:

@@ -11,12 +11,14 @@ Invariants:
 * A paused source counts as weight 0 and keeps its carried remainder. An exhausted one gives what it has, and the rest
   is apportioned over the others.
 * No await and no clock: :meth:`Mixer.form` decides, and records what it decided in the journal.
+* One call goes up from here: :class:`BatchObserver`, told of each batch that has formed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from orchestrator.core.ledger.events import BatchFormed, Dropped
 from orchestrator.core.ledger.groups import StoredGroup
@@ -31,7 +33,41 @@ from .borrowing import Loan, stand_in
 from .outlook import Demand, Finished, Lack, Shortage
 from .plan import PlannedBatch, forecast, production_horizon
 
-__all__ = ["Mixer"]
+__all__ = ["BatchObserver", "Mixer", "MixerSettings"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MixerSettings:
+    """What the config says of batches.
+
+    ``batch_size``: groups a batch; ``lookahead``: batches planned ahead, and how often a group may be overtaken;
+    ``max_staleness``: policy versions, ``None``: no bound; ``num_rollout``: batches until the run ends, ``None``:
+    never; ``outstanding_bound``: groups in flight and buffered over all sources (``over_sampling_batch_size``);
+    ``buffer_bounds``: by source ``(groups, bytes)``, either ``None`` for no bound of its own.
+    """
+
+    batch_size: int
+    lookahead: int
+    max_staleness: int | None = None
+    num_rollout: int | None = None
+    outstanding_bound: int
+    buffer_bounds: Mapping[str, tuple[int | None, int | None]] = field(default_factory=dict)
+
+
+class BatchObserver(Protocol):
+    """Who is told of batches: the mixer's one call to a layer above it. In the daemon that is ``daemon.step_log``.
+
+    It may read, count and queue lines for writing. It records nothing, asks the mixer for nothing that changes it,
+    waits for nothing and never raises: it is called in the middle of a request of the trainer.
+    """
+
+    def batch_formed(self, batch: LeasedBatch) -> None:
+        """A batch has formed just now: it is recorded and leased, the step has advanced, nobody has it yet.
+
+        Called by :meth:`Mixer.form`, once for each batch that forms, in the order of steps; not for batches that a
+        restart reads back, nor for those that are handed out again.
+        """
+        ...
 
 
 class Mixer:
@@ -41,13 +77,8 @@ class Mixer:
         ledger: the run's facts.
         journal: where decisions are recorded.
         table: the weights.
-        batch_size: groups a batch.
-        lookahead: batches planned ahead; also how often a group may be overtaken.
-        max_staleness: policy versions; ``None``: no bound.
-        num_rollout: batches until the run ends; ``None``: never.
-        outstanding_bound: groups in flight and buffered over all sources (``over_sampling_batch_size``).
-        buffer_bounds: per source ``(groups, bytes)``, either ``None`` for no bound of its own.
-        on_formed: told of each batch when it has formed.
+        settings: see :class:`MixerSettings`.
+        observer: see :class:`BatchObserver`; ``None``: nobody is told.
     """
 
     def __init__(
@@ -56,44 +87,23 @@ class Mixer:
         ledger: Ledger,
         journal: Journal,
         table: WeightTable,
-        batch_size: int,
-        lookahead: int,
-        max_staleness: int | None,
-        num_rollout: int | None,
-        outstanding_bound: int,
-        buffer_bounds: Mapping[str, tuple[int | None, int | None]],
-        on_formed: Callable[[LeasedBatch], None] = lambda _: None,
+        settings: MixerSettings,
+        observer: BatchObserver | None = None,
     ) -> None:
         self._ledger = ledger
         self._journal = journal
         self.table = table
-        self._on_formed = on_formed
-        self.reconfigure(
-            batch_size=batch_size,
-            lookahead=lookahead,
-            max_staleness=max_staleness,
-            num_rollout=num_rollout,
-            outstanding_bound=outstanding_bound,
-            buffer_bounds=buffer_bounds,
-        )
+        self._observer = observer
+        self.reconfigure(settings)
 
-    def reconfigure(
-        self,
-        *,
-        batch_size: int,
-        lookahead: int,
-        max_staleness: int | None,
-        num_rollout: int | None,
-        outstanding_bound: int,
-        buffer_bounds: Mapping[str, tuple[int | None, int | None]],
-    ) -> None:
-        """Go on with these from the next batch on; arguments are the class's."""
-        self.batch_size = batch_size
-        self.lookahead = lookahead
-        self.max_staleness = max_staleness
-        self.num_rollout = num_rollout
-        self.outstanding_bound = outstanding_bound
-        self._buffer_bounds = dict(buffer_bounds)
+    def reconfigure(self, settings: MixerSettings) -> None:
+        """Go on with these from the next batch on."""
+        self.batch_size = settings.batch_size
+        self.lookahead = settings.lookahead
+        self.max_staleness = settings.max_staleness
+        self.num_rollout = settings.num_rollout
+        self.outstanding_bound = settings.outstanding_bound
+        self._buffer_bounds = dict(settings.buffer_bounds)
         self._plan: tuple[tuple[int, int], tuple[PlannedBatch, ...]] | None = None
         self._earlier: tuple[PlannedBatch, ...] = ()
         self._borrows_at: int | None = None
@@ -259,7 +269,8 @@ class Mixer:
         )
         self._journal.record(event)
         batch = self._ledger.leases.batches[planned.step]
-        self._on_formed(batch)
+        if self._observer is not None:
+            self._observer.batch_formed(batch)
         return batch
 
     def _debt_changes(self, planned: PlannedBatch) -> dict[str, float]:

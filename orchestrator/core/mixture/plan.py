@@ -14,7 +14,6 @@ Invariants:
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -28,7 +27,6 @@ __all__ = [
     "MIN_ACCEPTANCE",
     "LaunchOrder",
     "PlannedBatch",
-    "demand",
     "forecast",
     "launches",
     "production_horizon",
@@ -139,16 +137,6 @@ def _still_true(
         return None
     same = list(before.carry.values()) == owed and before.debt == owing and sum(batch.counts.values()) == size
     return batch if same else None
-
-
-def demand(plan: Sequence[PlannedBatch]) -> dict[str, int]:
-    """Groups of each source that a plan needs in all; empty for an empty plan."""
-    if not plan:
-        return {}
-    totals = list(plan[0].counts.values())
-    for batch in plan[1:]:  # every batch names all sources in one order
-        totals = list(map(operator.add, totals, batch.counts.values()))
-    return dict(zip(plan[0].counts, totals, strict=True))
 
 
 def production_horizon(lookahead: int, max_staleness: int | None) -> int:

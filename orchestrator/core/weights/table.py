@@ -25,9 +25,9 @@ from typing import Final
 from orchestrator.core.observations import NO_STATS, SourceStats
 from orchestrator.errors import SourceUnknown, WeightError
 
-from .forms import Weight, WeightKind, parse_weight
+from .forms import Weight
 
-__all__ = ["Weight", "WeightHistory", "WeightKind", "WeightRow", "WeightTable", "parse_weight"]
+__all__ = ["WeightHistory", "WeightRow", "WeightTable"]
 
 MAX_REMEMBERED_STEPS: Final = 256
 """Values kept for each source, those of the steps asked for last: more than any sensible look-ahead, some 40 kB a
@@ -178,10 +178,6 @@ class WeightTable:
         self._in_force = {name: self._history(name) for name in self.names}
         self._has_adaptive = bool(self.adaptive)
         self.revision += 1
-
-    def overrides(self) -> dict[str, str]:
-        """The weights set at run time, as they were written."""
-        return {name: self._live[name].weight.text for name in self.names if name in self._live}
 
     def at(self, step: int, *, active: Collection[str] | None = None) -> WeightRow:
         """The weights at a step; ``active`` are the sources that take part, ``None`` for all."""

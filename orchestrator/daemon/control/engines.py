@@ -21,13 +21,15 @@ from structlog.typing import FilteringBoundLogger
 
 from orchestrator.concurrency.broadcast import Broadcast
 from orchestrator.config import Config, EngineSpec, engine_as_json, engine_specs, parse_engine
-from orchestrator.core.ledger.events import EngineAdded, EngineDrained, EngineRemoved, VersionSet
+from orchestrator.core.ledger.engine_changes import StartingEngines
+from orchestrator.core.ledger.events import EngineAdded, EngineDrained, EngineRemoved, ParametersHeld, VersionSet
 from orchestrator.core.ledger.journal import Journal
 from orchestrator.core.ledger.ledger import Ledger
+from orchestrator.daemon.settings import engine_options
 from orchestrator.engines import Engine, EnginePool, ParameterUpdate, UpdateMode
 from orchestrator.errors import BadRequest, BatchTimeout, EngineError, UpdateFailed, VersionWentBack
 
-__all__ = ["EngineControl"]
+__all__ = ["EngineControl", "record_held", "record_outdated"]
 
 
 @dataclass(slots=True)
@@ -64,7 +66,7 @@ class EngineControl:
         log: FilteringBoundLogger,
     ) -> None:
         self._config = config
-        self._in_file = {spec.name: engine_as_json(spec) for spec in config.engines}
+        self._in_file = _by_name(config)
         self._specs = dict(specs)
         self._pool = pool
         self._build = build
@@ -244,7 +246,7 @@ class EngineControl:
         Raises:
             BadRequest: one cannot be started, or does not fit to the others; the engines are as they were.
         """
-        starting = self._ledger.engine_changes.starting([engine_as_json(engine) for engine in config.engines])
+        starting = self._ledger.engine_changes.starting(engine_options(config))
         wanted = engine_specs(config, starting.engines, directory=self._directory)
         before = dict(self._specs)
         try:
@@ -252,13 +254,11 @@ class EngineControl:
         except EngineError as error:
             await self._become(before)
             raise BadRequest(str(error)) from error
-        for event, sentence in starting.outdated:
-            self._log.warning(sentence)
-            self._journal.record(event)
+        record_outdated(starting, self._journal, self._log)
         for name in wanted:
             self._pool.drain(name, is_draining=name in starting.draining)
         self._config = config
-        self._in_file = {spec.name: engine_as_json(spec) for spec in config.engines}
+        self._in_file = _by_name(config)
 
     async def _become(self, wanted: Mapping[str, EngineSpec]) -> None:
         """Those that stay as they are go on undisturbed."""
@@ -291,3 +291,19 @@ class EngineControl:
         self._journal.record(EngineRemoved(name, self._in_file.get(name)))
         self._log.info(f"engine {name} was removed; {in_flight} requests go on elsewhere")
         return in_flight
+
+
+def record_outdated(starting: StartingEngines, journal: Journal, log: FilteringBoundLogger) -> None:
+    """What was done to engines at run time ends where the file has changed since; each is logged and recorded."""
+    for event, sentence in starting.outdated:
+        log.warning(sentence)
+        journal.record(event)
+
+
+def record_held(journal: Journal) -> Callable[[str, int | None, str | None], None]:
+    """What the pool calls with name, version and identity of an engine whose parameters are known otherwise now."""
+    return lambda engine, version, identity: journal.record(ParametersHeld(engine, version, identity))
+
+
+def _by_name(config: Config) -> dict[str, dict[str, Any]]:
+    return {options["name"]: options for options in engine_options(config)}

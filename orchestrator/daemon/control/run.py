@@ -10,7 +10,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import anyio
@@ -18,11 +18,11 @@ from structlog.typing import FilteringBoundLogger
 
 from orchestrator.concurrency.broadcast import Broadcast
 from orchestrator.core.ledger.events import SourcePaused, SourceResumed, WeightSet
-from orchestrator.core.ledger.journal import Journal
-from orchestrator.core.ledger.ledger import Ledger
-from orchestrator.core.weights.table import WeightTable, parse_weight
+from orchestrator.core.weights.forms import parse_weight
+from orchestrator.core.weights.table import WeightTable
 from orchestrator.errors import ShuttingDown
 from orchestrator.production.producers import PARK_DEADLINE_S, Producers
+from orchestrator.state import StateStore
 
 __all__ = ["RunControl"]
 
@@ -31,38 +31,33 @@ class RunControl:
     """Implements :class:`~orchestrator.consumer.methods.run.RunControl`; see the module's invariants.
 
     Args:
-        ledger: the run's facts.
-        journal: where changes are recorded.
+        store: the run's facts, where changes are recorded, and what writes a snapshot.
         table: the weights in force.
         file_weights: each source's weight as the file gives it.
         directory: for dotted paths of weights.
         changed: notified when the demand may have changed.
         production: the producers.
-        snapshot: writes a snapshot.
         log: for what happened.
     """
 
     def __init__(
         self,
         *,
-        ledger: Ledger,
-        journal: Journal,
+        store: StateStore,
         table: WeightTable,
         file_weights: Mapping[str, float | str],
         directory: Path,
         changed: Broadcast,
         production: Producers,
-        snapshot: Callable[[], Awaitable[object]],
         log: FilteringBoundLogger,
     ) -> None:
-        self._ledger = ledger
-        self._journal = journal
+        self._store = store
+        self._ledger = store.ledger
         self._table = table
         self._file_weights = dict(file_weights)
         self._directory = directory
         self._changed = changed
         self._production = production
-        self._snapshot = snapshot
         self._log = log
         self.is_draining = False
 
@@ -80,7 +75,7 @@ class RunControl:
             self._changed.notify()
         with anyio.move_on_after(PARK_DEADLINE_S):
             await self._production.stop()
-            await self._snapshot()
+            await self._store.snapshot()
             return
         raise ShuttingDown(
             f"draining takes longer than {PARK_DEADLINE_S:g} s: see status.state.fault; what is parked is kept"
@@ -108,7 +103,7 @@ class RunControl:
             parsed = parse_weight(weight, directory=self._directory)
             parsed(self._ledger.step)  # a weight that fails at once is refused
             self._table.set(source, parsed)
-        self._journal.record(WeightSet(source, weight, self._file_weights[source]))
+        self._store.record(WeightSet(source, weight, self._file_weights[source]))
         self._changed.notify()
         now = self._table.weight(source).text
         self._audit(f"the weight of {source} is {now}{' (of the file)' if weight is None else ''}, was {before}", by)
@@ -124,7 +119,7 @@ class RunControl:
                     f" the config file now says {self._file_weights[name]!r}"
                 )
                 self._table.set(name, None)
-                self._journal.record(WeightSet(name, None, self._file_weights[name]))
+                self._store.record(WeightSet(name, None, self._file_weights[name]))
             else:
                 self._table.set(name, parse_weight(state.weight_override, directory=self._directory))
 
@@ -137,13 +132,13 @@ class RunControl:
             SourceUnknown: no such source.
         """
         if not self._ledger.source(name).paused:
-            self._journal.record(SourcePaused(name))
+            self._store.record(SourcePaused(name))
             self._audit(f"{name} is paused", by)
 
     def resume_source(self, name: str, *, by: str) -> None:
         """Let a paused source take part again, and record it; raises as :meth:`pause_source`."""
         if self._ledger.source(name).paused:
-            self._journal.record(SourceResumed(name))
+            self._store.record(SourceResumed(name))
             self._audit(f"{name} takes part again", by)
 
     def _audit(self, what: str, by: str) -> None:

@@ -3,47 +3,71 @@
 Invariants:
 
 * What the new one needs is opened before anything changes; up to there any error leaves everything as it was.
-* A source whose own part is the same goes on undisturbed; the others are parked, and go on with what was in flight.
+* A source whose settings are the same goes on undisturbed; the others are parked, and go on with what was in flight.
 * Sources that come and go are recorded, with what was done to them at run time, in one event, before anything is
-  produced for them (``source_changes``, ``source_roster``).
+  produced for them (``core.ledger.source_changes``, ``.changed_sources``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from pathlib import Path
+from typing import Any
 
 import anyio
 
+from orchestrator.concurrency.broadcast import Broadcast
 from orchestrator.config import Config
 from orchestrator.core.ledger.events import AddedSource, SourceFacts, SourcesChanged
-from orchestrator.core.weights.table import parse_weight
-from orchestrator.daemon.source_lines import SourceLine, SourceLines
+from orchestrator.daemon.parts import SourceParts
+from orchestrator.daemon.settings import LiveSettings, RunFigures, SourceSettings, live_settings, parse_weights
+from orchestrator.daemon.source_pipeline import SourcePipelineFactory
 from orchestrator.errors import OrchestratorError
-from orchestrator.production.producers import Producers
 from orchestrator.prompts import PromptSource
 from orchestrator.rewards import Reward
+from orchestrator.state import StateStore
 
 from .engines import EngineControl
 from .run import RunControl
 
-__all__ = ["RunningConfig"]
+__all__ = ["RunningConfig", "SharedSettings"]
 
-LINE_KEYS: Final = (
-    "rollout_batch_size",
-    "n_samples_per_prompt",
-    "failed_sample",
-    "mask_offpolicy_in_partial_rollout",
-    "max_staleness",
-)
-"""The keys of ``rollout`` that producers and filters are given."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SharedSettings:
+    """Who takes over what concerns all sources: mixer, weights, caps.
+
+    ``directory`` is where dotted paths are looked up first, ``replan`` wakes all producers, ``on_figures`` is told what
+    a status says of the config.
+    """
+
+    sources: SourceParts
+    control: RunControl
+    directory: Path
+    replan: Broadcast
+    on_figures: Callable[[RunFigures], None]
+
+    def take_over(self, settings: LiveSettings) -> None:
+        """Go on with these from the next batch on.
+
+        Raises:
+            OrchestratorError: a weight or a cap cannot be used.
+        """
+        mixer, names = self.sources.mixer, list(settings.weights)
+        mixer.table.replace(names, parse_weights(settings.weights.values(), directory=self.directory))
+        mixer.reconfigure(settings.mixer)
+        self.sources.caps.replace(names, list(settings.caps.values()), directory=self.directory)
+        self.control.reconfigure(settings.weights)
+        self.on_figures(settings.figures)
+        self.replan.notify()
 
 
 @dataclass(slots=True)
 class _Staged:
     """What is open already and not yet in use."""
 
+    settings: LiveSettings
     prompts: dict[str, PromptSource] = field(default_factory=dict)
     rewards: dict[str, Reward] = field(default_factory=dict)
 
@@ -59,38 +83,40 @@ class RunningConfig:
 
     Args:
         config: in force now.
-        makers: what builds the lines.
-        lines: of all sources, by name; changed in place.
-        production: the producers.
-        control: for the weights.
+        in_file: the file's: the same without what was done to its sources at run time.
+        store: the state.
+        sources: whose pipelines and producers are exchanged.
+        factory: builds pipelines.
         engines: the engines' side.
-        on_config: told of the config in force.
+        shared: takes over what concerns all sources.
     """
 
     def __init__(
         self,
         config: Config,
         *,
-        makers: SourceLines,
-        lines: dict[str, SourceLine],
-        production: Producers,
-        control: RunControl,
+        in_file: Config,
+        store: StateStore,
+        sources: SourceParts,
+        factory: SourcePipelineFactory,
         engines: EngineControl,
-        on_config: Callable[[Config], None],
+        shared: SharedSettings,
     ) -> None:
         self.config = config
-        self._makers = makers
-        self._lines = lines
-        self._production = production
-        self._control = control
+        self.in_file = in_file
+        self._settings = live_settings(config)
+        self._store = store
+        self._sources = sources
+        self._factory = factory
         self._engines = engines
-        self._on_config = on_config
+        self._shared = shared
 
     async def become(
         self,
         config: Config,
         rows: dict[str, int],
         *,
+        in_file: Config | None = None,
         added: dict[str, AddedSource] | None = None,
         removed: dict[str, dict[str, Any]] | None = None,
         undone: list[str] | None = None,
@@ -100,6 +126,7 @@ class RunningConfig:
         Args:
             config: checked wholly.
             rows: how many prompts each source has.
+            in_file: the file's, where that is another one now.
             added: sources that come at run time.
             removed: sources of the file that go at run time, with what the file says of them.
             undone: names for which neither holds any more.
@@ -109,97 +136,69 @@ class RunningConfig:
             OrchestratorError: prompts or a reward cannot be opened; all is as it was.
             StateError: what is in flight could not be parked; all is as it was but the engines.
         """
-        staged = _Staged()
+        staged = _Staged(live_settings(config))
         try:
-            await self._stage(config, rows, staged)
+            await self._stage(rows, staged)
             with anyio.CancelScope(shield=True):
                 await self._engines.reconfigure(config)
-                facts = self._facts(config, staged)
-                change = SourcesChanged(facts, added=added or {}, removed=removed or {}, undone=undone or [])
-                await self._take_over(config, staged, change)
+                change = SourcesChanged(
+                    self._facts(staged), added=added or {}, removed=removed or {}, undone=undone or []
+                )
+                await self._take_over(staged, change)
         except OrchestratorError:
             await staged.aclose()
             raise
-        self.config = config
-        self._on_config(config)
+        self.config, self.in_file, self._settings = config, in_file or self.in_file, staged.settings
 
-    async def _stage(self, config: Config, rows: dict[str, int], staged: _Staged) -> None:
+    async def _stage(self, rows: dict[str, int], staged: _Staged) -> None:
         """Open what the sources need that are new, or have changed."""
-        for source in config.data_sources:
-            if self._is_same(config, source.name, rows[source.name]):
+        for name, settings in staged.settings.sources.items():
+            if self._is_same(name, settings, rows[name]):
                 continue
-            staged.prompts[source.name] = await source.prompts.open(name=source.name, seed=config.run.seed)
-            staged.rewards[source.name] = self._makers.reward(config, source.name)
+            staged.prompts[name] = await settings.prompts.open(name=name, seed=settings.seed)
+            staged.rewards[name] = self._factory.reward(settings)
 
-    def _is_same(self, config: Config, name: str, rows: int) -> bool:
-        """Whether nothing has changed that a source's producer, or what stands behind it, is built from."""
-        old = self.config
-        if name not in self._lines or self._makers.store.ledger.source(name).rows != rows:
+    def _is_same(self, name: str, settings: SourceSettings, rows: int) -> bool:
+        """Whether nothing has changed that a source's pipeline is built from."""
+        if name not in self._sources.pipelines or self._store.ledger.source(name).rows != rows:
             return False
-        return (
-            _own(old, name) == _own(config, name)
-            and old.dynamic_sampling_filter == config.dynamic_sampling_filter
-            and old.logprobs_kind == config.logprobs_kind
-        )
+        return self._settings.sources.get(name) == settings
 
-    async def _take_over(self, config: Config, staged: _Staged, change: SourcesChanged) -> None:
-        changed = [*staged.prompts, *(name for name in self._lines if name not in config.source_names)]
-        await self._production.park(changed)
+    async def _take_over(self, staged: _Staged, change: SourcesChanged) -> None:
+        sources, pipelines = self._sources, self._sources.pipelines
+        changed = [*staged.prompts, *(name for name in pipelines if name not in staged.settings.sources)]
+        await sources.producers.park(changed)
         try:
             self._record(change)
-            self._reconfigure(config)
-            old = [line for name in changed if (line := self._lines.pop(name, None)) is not None]
+            self._shared.take_over(staged.settings)
+            old = [pipeline for name in changed if (pipeline := pipelines.pop(name, None)) is not None]
             for name in changed:
-                self._exchange(config, name, staged)
+                self._exchange(name, staged)
         finally:
-            self._production.start()
-        for line in old:
-            await line.aclose()
-        await self._makers.store.written()
-        await self._makers.store.snapshot()
+            sources.producers.start()
+        for pipeline in old:
+            await pipeline.aclose()
+        await self._store.written()
+        await self._store.snapshot()
 
-    def _facts(self, config: Config, staged: _Staged) -> list[SourceFacts]:
+    def _facts(self, staged: _Staged) -> list[SourceFacts]:
         facts = []
-        for source in config.data_sources:
-            prompts = staged.prompts.get(source.name) or self._lines[source.name].prompts
-            facts.append(SourceFacts(source.name, len(prompts), prompts.epochs, source.renamed_from))
+        for name in staged.settings.sources:
+            prompts = staged.prompts.get(name) or self._sources.pipelines[name].prompts
+            facts.append(SourceFacts(name, len(prompts), prompts.epochs, staged.settings.renamed_from.get(name)))
         return facts
 
     def _record(self, change: SourcesChanged) -> None:
-        before = [(name, state.rows, state.epochs) for name, state in self._makers.store.ledger.sources.items()]
+        before = [(name, state.rows, state.epochs) for name, state in self._store.ledger.sources.items()]
         is_same = before == [(fact.name, fact.rows, fact.epochs) for fact in change.sources]
         if not is_same or change.added or change.removed or change.undone:
-            self._makers.store.record(change)
+            self._store.record(change)
 
-    def _reconfigure(self, config: Config) -> None:
-        """Everything that concerns all sources, between two batches."""
-        directory, names, rollout = self._makers.directory, config.source_names, config.rollout
-        weights = [parse_weight(weight, directory=directory) for weight in config.data_source_weights]
-        mixer = self._makers.mixer
-        mixer.table.replace(names, weights)
-        mixer.reconfigure(
-            batch_size=rollout.rollout_batch_size,
-            lookahead=rollout.lookahead,
-            max_staleness=rollout.max_staleness,
-            num_rollout=rollout.num_rollout,
-            outstanding_bound=config.outstanding_bound,
-            buffer_bounds={source.name: (source.buffer.groups, source.buffer.bytes) for source in config.data_sources},
-        )
-        self._makers.caps.replace(names, config.data_source_reward_caps, directory=directory)
-        self._control.reconfigure(dict(zip(names, config.data_source_weights, strict=True)))
-        self._makers.replan.notify()
-
-    def _exchange(self, config: Config, name: str, staged: _Staged) -> None:
+    def _exchange(self, name: str, staged: _Staged) -> None:
         if name in staged.prompts:
-            line = self._makers.line(config, name, staged.prompts.pop(name), staged.rewards.pop(name))
-            self._lines[name] = line
-            self._production.put(name, line.producer)
+            settings = staged.settings.sources[name]
+            pipeline = self._factory.pipeline(name, settings, staged.prompts.pop(name), staged.rewards.pop(name))
+            self._sources.pipelines[name] = pipeline
+            self._sources.producers.put(name, pipeline.producer)
         else:
-            self._production.remove(name)
-
-
-def _own(config: Config, name: str) -> tuple[Any, ...]:
-    """What a source's line is built from, of what its own section and ``rollout`` say."""
-    source, rollout = config.source(name), config.rollout
-    groups = {key: getattr(rollout, key) for key in LINE_KEYS}
-    return source.prompts, source.reward, config.sampling_of(name), groups
+            self._sources.producers.remove(name)

@@ -19,9 +19,8 @@ import anyio
 from orchestrator.concurrency.processes import ProcessFailed, ProcessPool, ServiceRefused
 from orchestrator.concurrency.processes.messages import encode_message
 from orchestrator.concurrency.processes.reasoning_tasks import HASH_SEED, INSTALL_HINT, PREFIX, TaskSpec
-from orchestrator.errors import PromptFileError
+from orchestrator.errors import PromptFileError, PromptUnavailable
 from orchestrator.prompts.order import PromptOrder
-from orchestrator.prompts.port import PromptUnavailable
 from orchestrator.records import Prompt
 
 __all__ = ["ReasoningPrompts"]

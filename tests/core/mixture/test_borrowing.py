@@ -16,7 +16,7 @@ from orchestrator.core.ledger.leases import LeasedBatch
 from orchestrator.core.ledger.ledger import Ledger, SourceSize
 from orchestrator.core.mixture.borrowing import REPAID_PER_BATCH, Loan, repay, stand_in
 from orchestrator.core.mixture.outlook import Shortage
-from orchestrator.core.weights.table import parse_weight
+from orchestrator.core.weights.forms import parse_weight
 from orchestrator.errors import BatchTimeout
 from tests.support.daemon_process import daemon, write_config
 from tests.support.histories import ROWS, Case, History, Written

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from orchestrator.core.ledger.events import SourcePaused
+from orchestrator.core.ledger.leases import LeasedBatch
 from orchestrator.core.mixture.outlook import Finished, Shortage
-from orchestrator.core.weights.table import parse_weight
+from orchestrator.core.weights.forms import parse_weight
 from tests.support.daemon_process import daemon, write_config, write_prompts
 from tests.support.histories import Balance, Case, History, OriginsRule, Written, origins_counts
 
@@ -161,6 +162,28 @@ def test_a_run_ends_whose_last_groups_have_no_weight() -> None:
     assert history.mixer.form(1) == Finished(0, 10)
     history.journal.record(SourcePaused("b"))
     assert isinstance(history.mixer.form(1), Shortage), "who pauses a source may let it go on"
+
+
+class Told:
+    """A batch observer that keeps what it is told, and how the ledger was at that moment."""
+
+    def __init__(self) -> None:
+        self.batches: list[tuple[LeasedBatch, int, bool]] = []
+        self.history: History | None = None
+
+    def batch_formed(self, batch: LeasedBatch) -> None:
+        assert self.history is not None
+        ledger = self.history.ledger
+        self.batches.append((batch, ledger.step, batch is ledger.leases.batches.get(batch.step)))
+
+
+def test_the_observer_is_told_of_each_batch_once_when_it_is_leased_and_the_step_has_advanced() -> None:
+    told = Told()
+    told.history = history = History(Case.random(3), observer=told)
+    formed = [history.next_batch() for _ in range(5)]
+    assert [batch for batch, _, _ in told.batches] == formed
+    assert [step for _, step, _ in told.batches] == [1, 2, 3, 4, 5]
+    assert all(is_leased for _, _, is_leased in told.batches)
 
 
 # -- producers follow the filter --------------------------------------------------------------------------------------

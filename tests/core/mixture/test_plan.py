@@ -10,12 +10,12 @@ from orchestrator.core.mixture.plan import (
     MIN_ACCEPTANCE,
     LaunchOrder,
     PlannedBatch,
-    demand,
     forecast,
     launches,
     production_horizon,
 )
-from orchestrator.core.weights.table import WeightTable, parse_weight
+from orchestrator.core.weights.forms import parse_weight
+from orchestrator.core.weights.table import WeightTable
 
 NAMES = ("easy", "hard", "code")
 
@@ -39,7 +39,6 @@ def test_a_forecast_follows_the_schedule_and_the_carry() -> None:
         {"easy": 1, "hard": 5},
         {"easy": 0, "hard": 6},
     ]
-    assert demand(plan) == {"easy": 15, "hard": 15}
     assert plan[1].shares == {"easy": 0.75, "hard": 0.25}
     assert plan[1].carry == {"easy": -0.5, "hard": 0.5}
 
@@ -63,7 +62,6 @@ def test_planning_ahead_is_planning_again_after_each_batch(
         carry = batch.carry
         left = {name: limit - batch.counts[name] for name, limit in left.items()}
         assert all(limit >= 0 for limit in left.values())
-    assert demand(ahead) == {name: sum(batch.counts[name] for batch in ahead) for name in (NAMES if ahead else ())}
 
 
 @given(
@@ -105,7 +103,6 @@ def test_there_is_no_plan_where_no_batch_could_form() -> None:
     assert plan_of(table_of(1, 1), active=[]) == ()
     assert plan_of(table_of(1, 1), horizon=0) == ()
     assert plan_of(table_of(1, 1), limits={"easy": 0, "hard": 0}) == ()
-    assert demand(()) == {}
     assert len(plan_of(table_of("lambda step: max(0, 2 - step)", 0), horizon=5)) == 2
 
 
