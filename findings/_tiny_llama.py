@@ -3,22 +3,32 @@
 Token id = byte for ids below 256; 256 begins a text, 257 ends it, 258 pads. Needs xllamacpp, gguf and numpy.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import sys
 import traceback
 import urllib.error
 import urllib.request
+from collections.abc import Callable
+from typing import Any
 
 import gguf
 import numpy as np
 import xllamacpp
 
 WIDTH, HEADS, LAYERS, FEED_FORWARD, VOCABULARY = 64, 4, 2, 128, 259
-TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+Ask = Callable[..., tuple[int, Any]]
+"""``ask(path, body)`` gives the status and the answer, decoded where it is JSON."""
 
 
-def write_model(path, template):
+def write_model(path: str, template: str) -> None:
     draw = np.random.default_rng(0)
     printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
     rest = iter(range(256, 512))
@@ -44,7 +54,7 @@ def write_model(path, template):
     out.add_add_bos_token(False)
     out.add_chat_template(template)
 
-    def normal(rows, columns):
+    def normal(rows: int, columns: int) -> np.ndarray[Any, Any]:
         return (draw.standard_normal((rows, columns)) / columns**0.5).astype(np.float32)
 
     out.add_tensor("token_embd.weight", draw.standard_normal((VOCABULARY, WIDTH)).astype(np.float32))
@@ -69,8 +79,8 @@ def write_model(path, template):
     out.close()
 
 
-def with_server(check, *, template=TEMPLATE):
-    """Call ``check(ask)`` and end the process: 0, or 1 where it raised. ``ask(path, body)`` gives status and answer."""
+def with_server(check: Callable[[Ask], None], *, template: str = TEMPLATE) -> None:
+    """Call ``check(ask)`` on a new server and end the process: with 0, or with 1 where it raised."""
     path = os.path.join(os.environ["TMPDIR"], "tiny.gguf")
     write_model(path, template)
     options = xllamacpp.CommonParams()
@@ -85,14 +95,14 @@ def with_server(check, *, template=TEMPLATE):
     options.cpuparams.n_threads = 1
     server = xllamacpp.Server(options)
 
-    def ask(path, body=None):
-        request = urllib.request.Request(
+    def ask(path: str, body: dict[str, Any] | None = None) -> tuple[int, Any]:
+        request = urllib.request.Request(  # noqa: S310 - our own server, on loopback
             server.listening_address + path,
             data=None if body is None else json.dumps(body).encode(),
             headers={"Content-Type": "application/json"},
         )
         try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
+            with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
                 status, text = answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             status, text = error.code, error.read().decode()
@@ -101,7 +111,7 @@ def with_server(check, *, template=TEMPLATE):
     code = 0
     try:
         check(ask)
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - the process ends here
         traceback.print_exc()
         code = 1
     sys.stdout.flush()
