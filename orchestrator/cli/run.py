@@ -27,8 +27,7 @@ def run(config: Path, /, *, allow_source_changes: Annotated[bool, Parameter(nega
     allow_source_changes
         Go on with the state of a run whose sources were others: those that are gone lose what is buffered.
     """
-    import anyio
-
+    from orchestrator.concurrency.main_loop import run_main
     from orchestrator.config import load_config
     from orchestrator.daemon.daemon import Daemon
     from orchestrator.errors import OrchestratorError
@@ -41,9 +40,12 @@ def run(config: Path, /, *, allow_source_changes: Annotated[bool, Parameter(nega
     async def main() -> None:
         await Daemon(settings, logs, file=file, allow_source_changes=allow_source_changes).run()
 
+    def left_behind(tasks: list[str]) -> None:
+        logs.logger("daemon").warning(f"left behind, because they ignored cancellation: {', '.join(tasks)}")
+
     _allow_descriptors()
     try:
-        anyio.run(main, backend="asyncio", backend_options={"use_uvloop": True})
+        run_main(main, left_behind)
     except BaseExceptionGroup as group:
         known = [error for error in leaves(group) if isinstance(error, OrchestratorError)]
         if len(known) == len(leaves(group)):

@@ -3,8 +3,8 @@
 Invariants:
 
 * The thread reads and never waits for the loop; it works while the loop is blocked, which is when it is needed.
-* A hold-up is reported once when it exceeds ``LATE_S``, once more with the stack when it exceeds ``STUCK_S``, and is
-  counted when it has ended.
+* A hold-up is counted and reported when it exceeds ``LATE_S``, and reported once more, with the stack, when it exceeds
+  ``STUCK_S``.
 * What foreign code is on the loop's stack is named by :func:`~orchestrator.concurrency.foreign.foreign_name`; else the
   innermost frame of ours.
 """
@@ -33,6 +33,9 @@ BEAT_S: Final = 0.1
 LATE_S: Final = 0.5
 """A hold-up that people notice: a status that takes half a second."""
 
+LOOPS: Final = frozenset({"orchestrator.concurrency.main_loop", "asyncio.runners", "asyncio.base_events", "selectors"})
+"""Where a loop waits for something to do: with one of these innermost, no code of anybody's holds it up."""
+
 STUCK_S: Final = 60.0
 """Code that holds the loop that long does not mean to let go; its stack is worth a line."""
 
@@ -60,9 +63,9 @@ class LoopStatistics:
 
     Attributes:
         hold_ups: how often the loop was held up for longer than ``LATE_S``.
-        longest_s: the longest of them.
+        longest_s: the longest of them, to a tenth of a second.
         last_culprit: whose code the last of them was; ``None``: there was none.
-        last_ago_s: seconds since the last of them ended; ``None``: there was none.
+        last_ago_s: seconds since the last of them was last seen; ``None``: there was none.
     """
 
     hold_ups: int
@@ -115,23 +118,30 @@ class LoopWatch:
         late: HoldUp | None = None
         beat = self._beat
         while not ended.wait(BEAT_S):
-            if late is not None and self._beat != beat:
-                self._count(late, until=self._beat, since=beat)
-                late = None
-            beat = self._beat if late is None else beat
+            if late is None or self._beat != beat:
+                late, beat = None, self._beat
             held_s = time.monotonic() - beat - BEAT_S
             if late is None and held_s > LATE_S:
                 late = self._look(loop_thread, held_s, with_stack=False)
+                self._count(late)
                 self._say(late)
-            elif late is not None and late.stack is None and held_s > STUCK_S:
-                late = self._look(loop_thread, held_s, with_stack=True)
-                self._say(late)
+            elif late is not None:
+                self._goes_on(held_s)
+                if late.stack is None and held_s > STUCK_S:
+                    late = self._look(loop_thread, held_s, with_stack=True)
+                    self._say(late)
 
-    def _count(self, hold_up: HoldUp, *, until: float, since: float) -> None:
+    def _count(self, hold_up: HoldUp) -> None:
         with self._lock:
             self._hold_ups += 1
-            self._longest_s = max(self._longest_s, until - since - BEAT_S)
-            self._last = hold_up.culprit, until
+            self._longest_s = max(self._longest_s, hold_up.seconds)
+            self._last = hold_up.culprit, time.monotonic()
+
+    def _goes_on(self, seconds: float) -> None:
+        with self._lock:
+            self._longest_s = max(self._longest_s, seconds)
+            if self._last is not None:
+                self._last = self._last[0], time.monotonic()
 
     def _look(self, loop_thread: int, seconds: float, *, with_stack: bool) -> HoldUp:
         frame = sys._current_frames().get(loop_thread)
@@ -149,4 +159,6 @@ class LoopWatch:
 def _where(frame: FrameType | None) -> str:
     if frame is None:
         return "unknown code"
+    if frame.f_globals.get("__name__") in LOOPS:
+        return "nothing in it: the machine gives the process no time"
     return f"{frame.f_code.co_filename}:{frame.f_lineno} ({frame.f_code.co_name})"

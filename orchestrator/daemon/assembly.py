@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from orchestrator.archive import Archiver
 from orchestrator.concurrency.broadcast import Broadcast
+from orchestrator.concurrency.loop_watch import LoopWatch
 from orchestrator.config import Config
 from orchestrator.consumer import ConsumerServer, ConsumerService, Handouts
 from orchestrator.consumer.methods.batches import BatchMethods
@@ -40,6 +42,7 @@ from orchestrator.state import StateStore
 from orchestrator.status import StepHistory, StepMetrics
 
 from .engine_assembly import assemble_engines
+from .hold_ups import log_hold_up
 from .opening import Opened
 from .parts import EngineParts, OutputParts, SourceParts, TrainerParts
 from .reporter import Reporter
@@ -209,7 +212,9 @@ def _sources(base: _Base, opened: Opened, factory: SourcePipelineFactory) -> Sou
         name: factory.pipeline(name, settings, opened.prompts[name], factory.reward(settings))
         for name, settings in base.live.sources.items()
     }
-    producers = Producers({name: pipeline.producer for name, pipeline in pipelines.items()})
+    producers = Producers(
+        {name: pipeline.producer for name, pipeline in pipelines.items()}, base.logs.logger("producer")
+    )
     return SourceParts(mixer=factory.mixer, caps=factory.caps, pipelines=pipelines, producers=producers)
 
 
@@ -272,7 +277,8 @@ def _outputs(base: _Base) -> OutputParts:
         log=base.logs.logger("metrics"),
         file=start.figures.file,
     )
-    return OutputParts(history=StepHistory(), archiver=_archiver(base), feeds=feeds)
+    loop = LoopWatch(partial(log_hold_up, base.logs.logger("daemon")))
+    return OutputParts(loop=loop, history=StepHistory(), archiver=_archiver(base), feeds=feeds)
 
 
 def _archiver(base: _Base) -> Archiver | None:

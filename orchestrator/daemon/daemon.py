@@ -142,6 +142,7 @@ class Daemon:
     async def _supervise(self, parts: Parts, store: StateStore, changed: Broadcast) -> None:
         async with anyio.create_task_group() as tasks:
             await tasks.start(self._watch_signals, parts.reloader, tasks)
+            await tasks.start(parts.outputs.loop.run)
             await tasks.start(store.run)
             await tasks.start(parts.engines.control.run)
             await tasks.start(parts.trainer.starvation.run, parts.reporter.cause)

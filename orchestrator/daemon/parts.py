@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from orchestrator.archive import Archiver
+from orchestrator.concurrency.loop_watch import LoopWatch
 from orchestrator.consumer import Connection, Handouts
 from orchestrator.consumer.starvation import Starvation
 from orchestrator.consumer.waits import Waits
@@ -57,8 +58,12 @@ class TrainerParts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputParts:
-    """Where figures and acknowledged groups go; without an ``archiver`` the latter are let go."""
+    """Where figures and acknowledged groups go; without an ``archiver`` the latter are let go.
 
+    ``loop`` watches the event loop.
+    """
+
+    loop: LoopWatch
     history: StepHistory
     archiver: Archiver | None
     feeds: list[SinkFeed]

@@ -148,6 +148,7 @@ class Reporter:
                 "draining": self._control.is_draining,
             },
             starvation=asdict(trainer.starvation.statistics()),
+            loop=asdict(outputs.loop.statistics()),
             held=self._held(),
             connections=[{"pid": c.holder.pid, "client": c.client} for c in trainer.connections.values()],
             state=asdict(self._store.statistics()),

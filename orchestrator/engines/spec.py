@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field
 
-from orchestrator.schema.fields import ServerUrl, problem
+from orchestrator.schema.fields import ServerUrl, key_variable, problem
 from orchestrator.schema.kinds import Kind
 
 from .port import Engine
@@ -40,7 +40,7 @@ def _engine_name(value: str) -> str:
 
 EngineName = Annotated[str, AfterValidator(_engine_name)]
 
-KeyVariable = Annotated[str, Field(pattern="^[A-Za-z_][A-Za-z0-9_]*$")] | None
+KeyVariable = Annotated[str, Field(pattern="^[A-Za-z_][A-Za-z0-9_]*$"), AfterValidator(key_variable)] | None
 
 KEY_VARIABLE: Final = "Environment variable that holds the key of the server; null: none is needed."
 

@@ -15,6 +15,7 @@ from typing import Final
 
 import anyio
 from anyio.abc import TaskStatus
+from structlog.typing import FilteringBoundLogger
 
 from orchestrator.concurrency.broadcast import Broadcast
 from orchestrator.errors import StateError
@@ -25,6 +26,11 @@ __all__ = ["PARK_DEADLINE_S", "Producers"]
 
 PARK_DEADLINE_S: Final = 30.0
 """Parking cuts connections and records partial rollouts; it waits for no generation."""
+
+FIRST_PAUSE_S: Final = 0.5
+MAX_PAUSE_S: Final = 30.0
+MAX_DOUBLINGS: Final = 10
+"""Before a producer that ended by itself starts again: a fault must not use a core up, nor stop its source for good."""
 
 
 class _Running:
@@ -40,10 +46,12 @@ class Producers:
 
     Args:
         producers: what fills each source, by the source's name; :meth:`put` and :meth:`remove` change them.
+        log: for one that ends by itself.
     """
 
-    def __init__(self, producers: Mapping[str, GroupSource]) -> None:
+    def __init__(self, producers: Mapping[str, GroupSource], log: FilteringBoundLogger) -> None:
         self._producers = dict(producers)
+        self._log = log
         self._running: dict[str, _Running] = {}
         self._stopped: set[str] = set()
         self._changed = Broadcast()
@@ -60,9 +68,15 @@ class Producers:
                 await changed.wait()
 
     async def _work(self, name: str) -> None:
-        run = self._running[name]
+        """Run one until it is stopped. One that ends by itself begins again, after a pause and with a line."""
+        run, ends = self._running[name], 0
         with run.scope:
-            await self._producers[name].run()
+            while True:
+                await self._producers[name].run()
+                ends += 1
+                pause_s = min(MAX_PAUSE_S, FIRST_PAUSE_S * 2 ** min(ends, MAX_DOUBLINGS))
+                self._log.error(f"the producer of {name} ended by itself; it starts again in {pause_s:g} s")
+                await anyio.sleep(pause_s)
         del self._running[name]
         run.parked.set()
         self._changed.notify()  # whoever gave up waiting for this may have started it again

@@ -5,8 +5,9 @@
 Invariants:
 
 * A synchronous function runs in worker processes (``processes.py``).
-* An asynchronous function runs in the loop: it is for waiting on something else, and must not compute for long. It
-  is given the samples themselves and must not change them.
+* An asynchronous function runs in the loop, in a task of its own: it is for waiting on something else, and must not
+  compute for long. Whatever it raises is a failure of that call, a cancellation that is not ours included. A call that
+  does not end is given up. It is given the samples themselves and must not change them.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import anyio
 from pydantic import Field, model_validator
 
+from orchestrator.concurrency.foreign import ForeignError, ForeignRefused, ForeignTasks, ForeignTimeout
 from orchestrator.core.dotted import resolve
 from orchestrator.errors import RewardError, RewardTimeout
 from orchestrator.records import Prompt, Sample
@@ -26,7 +27,7 @@ from orchestrator.schema.fields import is_dotted_path, nearest, problem
 
 from .bounded import BoundedReward
 from .builtin.spec import REWARD_NAMES
-from .port import Reward, RewardResult
+from .port import Reward, RewardResult, RewardStatistics
 from .processes import ProcessReward
 from .spec import RewardSpec
 from .verdict import describe_exception, to_results
@@ -60,17 +61,28 @@ class AsyncReward(BoundedReward):
         self._function = function
         self._key = key
         self._timeout_s = timeout_s
+        self._tasks = ForeignTasks(f"reward {name}")
 
     async def _score(self, samples: Sequence[Sample], prompt: Prompt) -> list[RewardResult]:
-        with anyio.move_on_after(self._timeout_s):
-            try:
-                value = await self._function(list(samples) if self._group else samples[0], prompt)
-            except RewardError:
-                raise
-            except (Exception, SystemExit) as error:
-                raise RewardError(f"reward {self._name}: it raised {describe_exception(error)}") from error
-            return to_results(self._name, value, self._key, len(samples) if self._group else None)
-        raise RewardTimeout(f"reward {self._name}: no answer within {self._timeout_s:g} s; the call was cancelled")
+        given = list(samples) if self._group else samples[0]
+        try:
+            value = await self._tasks.call(lambda: self._function(given, prompt), timeout_s=self._timeout_s)
+        except ForeignTimeout as timeout:
+            how = "it ignores cancellation and runs on" if timeout.was_abandoned else "the call was cancelled"
+            raise RewardTimeout(f"reward {self._name}: no answer within {self._timeout_s:g} s; {how}") from timeout
+        except ForeignRefused as refused:
+            raise RewardError(
+                f"reward {self._name}: {refused}; make it end when it is cancelled, and restart the daemon"
+            ) from refused
+        except ForeignError as raised:
+            if isinstance(raised.error, RewardError):
+                raise raised.error from None
+            raise RewardError(f"reward {self._name}: it raised {describe_exception(raised.error)}") from raised.error
+        return to_results(self._name, value, self._key, len(samples) if self._group else None)
+
+    def statistics(self) -> RewardStatistics:
+        """Counts since the start; ``extra`` also has ``abandoned``: calls that ignored cancellation and run on."""
+        return self._tally.statistics(waiting=self._limiter.statistics().tasks_waiting, abandoned=self._tasks.abandoned)
 
     async def aclose(self) -> None:
         """Nothing is held."""

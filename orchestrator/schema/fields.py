@@ -15,6 +15,7 @@ import math
 import os
 import re
 from collections.abc import Iterable
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Final
 from urllib.parse import urlsplit
@@ -25,6 +26,8 @@ from pydantic_core import PydanticCustomError
 
 from orchestrator.core.weights.expressions import compile_expression
 from orchestrator.errors import ExpressionError
+
+from .keys import key_problem
 
 __all__ = [
     "Bytes",
@@ -41,7 +44,9 @@ __all__ = [
     "WeightText",
     "absolute_path",
     "as_written",
+    "check_host",
     "is_dotted_path",
+    "key_variable",
     "list_of",
     "nearest",
     "problem",
@@ -53,6 +58,8 @@ NAME_PATTERN: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 DOTTED_PATTERN: Final = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 HOST_PORT_PATTERN: Final = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):(\d{1,5})")
 MAX_PORT: Final = 65_535
+LABEL_PATTERN: Final = re.compile(r"[A-Za-z0-9_-]{1,63}")
+MAX_HOST_CHARS: Final = 253
 
 
 class Section(BaseModel):
@@ -149,6 +156,26 @@ SourceName = Annotated[str, AfterValidator(_source_name), Field(json_schema_extr
 """A name that is safe in metric names and paths."""
 
 
+def check_host(host: str) -> None:
+    """Raise a problem unless this can be the name or address of a host."""
+    try:
+        ip_address(host)
+    except ValueError:
+        pass
+    else:
+        return
+    try:
+        encoded = host if host.isascii() else host.encode("idna").decode()
+    except UnicodeError as error:
+        raise problem(f"{host!r} cannot be the name of a host: {error}", "write the name of a host") from error
+    labels = encoded.removesuffix(".").split(".")
+    if len(encoded) > MAX_HOST_CHARS or not all(LABEL_PATTERN.fullmatch(label) for label in labels):
+        raise problem(
+            f"{host!r} cannot be the name of a host",
+            "a name is made of labels of 1 to 63 letters, digits, - and _, with one dot between two",
+        )
+
+
 def _server_url(value: str) -> str:
     right = 'write "http://HOST:PORT"'
     try:
@@ -162,6 +189,7 @@ def _server_url(value: str) -> str:
         raise problem(f"{value!r} is no URL of a server", right)
     if parts.username is not None or parts.password is not None:
         raise problem("a URL with a user name or password would show them in logs", right)
+    check_host(parts.hostname)
     if parts.path not in ("", "/") or parts.query or parts.fragment or value.endswith(("?", "#")):
         raise problem(f"{value!r} has more than a host and a port", f"{right}; the adapter adds the paths it needs")
     return f"{parts.scheme}://{parts.netloc}"
@@ -178,6 +206,13 @@ def _host_port(value: Any) -> Any:
     match = HOST_PORT_PATTERN.fullmatch(value)
     if match is None or not 1 <= int(match[2]) <= MAX_PORT:
         raise problem(f"{value!r} is not a host and a port from 1 to {MAX_PORT}", right)
+    return value
+
+
+def key_variable(value: str) -> str:
+    """The name of an environment variable whose value, where it is set here, can be a key."""
+    if (wrong := key_problem(value)) is not None:
+        raise problem(wrong, "write the key alone into it")
     return value
 
 

@@ -34,7 +34,8 @@ __all__ = ["RunFacts", "build_status"]
 class RunFacts:
     """What the status is built from, as it is at one moment.
 
-    ``cause``: why no batch is formed, ``None`` where one can be; ``held`` maps leases to the pid that holds them and
+    ``cause``: why no batch is formed, ``None`` where one can be; ``loop`` says how the event loop was held up
+    (:class:`~orchestrator.concurrency.loop_watch.LoopStatistics`); ``held`` maps leases to the pid that holds them and
     for how many seconds; ``connections`` lists clients; ``state`` are the counts of the state store,
     ``archive`` those of the archive (``None``: there is none), ``sinks`` those of what takes the metrics; ``problems``
     is what the restart found damaged; ``events`` are the last log lines, ``history`` the last steps' figures
@@ -52,6 +53,7 @@ class RunFacts:
     engines: Sequence[EngineStatistics]
     generation: Mapping[str, Any]
     starvation: Mapping[str, Any]
+    loop: Mapping[str, Any]
     held: Mapping[str, tuple[int, float]]
     connections: Sequence[Mapping[str, Any]]
     state: Mapping[str, Any]
@@ -82,6 +84,7 @@ def build_status(facts: RunFacts) -> dict[str, Any]:
         "engines": [to_builtins(engine) for engine in facts.engines],
         "generation": dict(facts.generation),
         "starvation": dict(facts.starvation),
+        "loop": dict(facts.loop),
         "connections": list(facts.connections),
         "state": dict(facts.state),
         "archive": facts.archive,

@@ -50,7 +50,7 @@ async def test_our_own_code_is_named_by_its_place() -> None:
         found = reports.get(timeout=20)  # as any blocking call in the loop
         assert not found.is_foreign
         assert found.seconds > 0.2
-        assert "test_our_own_code" in found.culprit or ".py:" in found.culprit
+        assert ".py:" in found.culprit
         tasks.cancel_scope.cancel()
 
 
@@ -68,6 +68,6 @@ async def test_a_report_that_raises_ends_nothing() -> None:
             end = time.monotonic() + 20
             while len(calls) < number and time.monotonic() < end:  # blocks on purpose
                 pass
-            await turned(lambda number=number: watch.statistics().hold_ups == number)
+            await turned(lambda number=number: watch.statistics().hold_ups >= number)
         tasks.cancel_scope.cancel()
-    assert len(calls) == 2
+    assert len(calls) >= 2  # a busy machine holds a loop up as well

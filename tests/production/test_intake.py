@@ -19,7 +19,8 @@ from orchestrator.core.ledger.leases import LeasedBatch
 from orchestrator.core.ledger.ledger import Ledger, SourceSize
 from orchestrator.core.mixture.mixer import Mixer
 from orchestrator.core.mixture.outlook import Shortage
-from orchestrator.core.weights.table import WeightTable, parse_weight
+from orchestrator.core.weights.forms import parse_weight
+from orchestrator.core.weights.table import WeightTable
 from orchestrator.errors import BadRequest
 from orchestrator.frames import GroupFrame
 from orchestrator.production.finisher import Finisher
@@ -82,7 +83,7 @@ class Scene:
     async def running(self) -> AsyncIterator[Intake]:
         """The intake as the daemon runs it, beside any producers; it takes groups in the body."""
         sources: dict[str, GroupSource] = {"pushed": self.intake}
-        producers = Producers(sources)
+        producers = Producers(sources, structlog.get_logger())
         async with anyio.create_task_group() as tasks:
             with anyio.fail_after(DEADLINE_S):
                 await tasks.start(producers.run)

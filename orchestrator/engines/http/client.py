@@ -13,7 +13,6 @@ Invariants:
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Annotated, Any, Final, NamedTuple, NoReturn, TypeVar
@@ -23,7 +22,8 @@ import anyio
 import msgspec
 import orjson
 
-from orchestrator.errors import EngineStalled, EngineUnavailable
+from orchestrator.errors import EngineError, EngineStalled, EngineUnavailable
+from orchestrator.schema.keys import read_key
 
 from .errors import Failures, said
 from .events import MAX_ERROR_BYTES, Connections, EventStream
@@ -82,8 +82,7 @@ class EngineHttp:
         self._failures = Failures(name, kind)
         self._connections = max_streams + SPARE_CONNECTIONS
         self._connect_timeout_s = connect_timeout_s
-        key = os.environ.get(api_key_env) if api_key_env is not None else None
-        self._missing_key = api_key_env if not key else None
+        key, self._key_problem = read_key(api_key_env)
         self._headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
         self._origin = Origin(self._url, self._headers, connect_timeout_s=connect_timeout_s, keeps=keeps_connections)
         self._decoders: dict[type, msgspec.json.Decoder[Any]] = {}
@@ -124,8 +123,8 @@ class EngineHttp:
         return self._failures.unavailable("its connections were closed")
 
     def _check_usable(self) -> None:
-        if self._missing_key is not None:
-            raise self._failures.unavailable(f"the environment variable {self._missing_key} holds no key")
+        if self._key_problem is not None:
+            raise self._failures.unavailable(self._key_problem)
         if self._is_closed:
             raise self._closed()
 
@@ -149,16 +148,22 @@ class EngineHttp:
     async def _exchange(self, path: str, data: bytes | None) -> AsyncIterator[aiohttp.ClientResponse]:
         method = "GET" if data is None else "POST"
         try:
-            async with self._open().request(method, self._url + path, data=data, headers=self._headers) as response:
+            async with self._open().request(
+                method, self._url + path, data=data, headers=self._headers, allow_redirects=False
+            ) as response:
                 if response.status != 200:
                     await self._refuse(path, response)
                 yield response
-        except EngineUnavailable:  # a ConnectionError too
+        except EngineError:
             raise
-        except (aiohttp.ClientError, ConnectionError) as error:
+        except Exception as error:  # whatever the library raises costs this engine alone
             raise self._failures.unavailable(f"{path}: {said(error)}") from error
 
     async def _refuse(self, path: str, response: aiohttp.ClientResponse) -> None:
+        if 300 <= response.status < 400:
+            raise self._failures.unavailable(
+                f"{path}: it answered {response.status}; redirects are not followed: give the server's own address"
+            )
         text = b""
         with anyio.move_on_after(self._connect_timeout_s):
             text = await response.content.read(MAX_ERROR_BYTES)
@@ -253,6 +258,8 @@ class EngineHttp:
             await self._origin.connect(stream)
         except OriginUnreachable as error:
             stream.fail(self._failures.unavailable(f"{stream.path}: {error}"))
+        except Exception as error:  # noqa: BLE001 - see _exchange; it is raised where the stream is waited for
+            stream.fail(self._failures.unavailable(f"{stream.path}: {said(error)}"))
         except BaseException:
             stream.close()
             raise

@@ -17,7 +17,7 @@ import ssl
 from collections.abc import Mapping, Sequence
 from ipaddress import ip_address
 from typing import Final
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import anyio
 
@@ -59,7 +59,7 @@ class Origin:
         self._head = "".join(
             f"{name}: {value}\r\n"
             for name, value in (
-                {"Host": parts.netloc.rpartition("@")[2].encode("idna").decode()}
+                {"Host": _authority(parts)}
                 | {"Accept": "*/*", "Accept-Encoding": "identity", "Connection": "keep-alive" if keeps else "close"}
                 | dict(headers)
             ).items()
@@ -122,6 +122,13 @@ class Origin:
         self._addresses = list(dict.fromkeys(str(address[0]) for *_, address in found))
         self._known_until = loop.time() + RESOLVED_S
         return self._addresses
+
+
+def _authority(parts: SplitResult) -> str:
+    """Host and port as a header has them. Only the host is encoded: with a port behind it a label may be too long."""
+    port = "" if parts.port is None else f":{parts.port}"
+    host = parts.netloc.rpartition("@")[2].removesuffix(port)
+    return (host if host.isascii() else host.encode("idna").decode()) + port
 
 
 def _is_address(host: str) -> bool:

@@ -13,7 +13,6 @@ Invariants:
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -26,6 +25,7 @@ from orchestrator.records import Prompt, Sample
 from orchestrator.rewards.bounded import BoundedReward
 from orchestrator.rewards.port import RewardResult, RewardUnavailable
 from orchestrator.rewards.verdict import to_results
+from orchestrator.schema.keys import read_key
 
 __all__ = ["HttpReward", "encode_request"]
 
@@ -107,9 +107,9 @@ class HttpReward(BoundedReward):
                 if response.status != 200:
                     await self._refuse(response)
                 return await self._read(response)
-        except RewardUnavailable:  # a ConnectionError too
+        except RewardError:
             raise
-        except (aiohttp.ClientError, ConnectionError) as error:
+        except Exception as error:  # whatever the library raises, UnicodeError for a host name among it
             raise RewardUnavailable(f"reward {self._name}: {error or type(error).__name__}") from error
 
     async def _refuse(self, response: aiohttp.ClientResponse) -> None:
@@ -142,12 +142,10 @@ class HttpReward(BoundedReward):
 
 
 def _authorization(api_key_env: str | None) -> dict[str, str]:
-    if api_key_env is None:
-        return {}
-    key = os.environ.get(api_key_env)
-    if not key:
-        raise ValueError(f"the environment variable {api_key_env} holds no key; set it, or leave api_key_env out")
-    return {"Authorization": f"Bearer {key}"}
+    key, wrong = read_key(api_key_env)
+    if wrong is not None:
+        raise ValueError(f"{wrong}; set it, or leave api_key_env out")
+    return {} if key is None else {"Authorization": f"Bearer {key}"}
 
 
 def encode_request(samples: Sequence[Sample], prompt: Prompt, *, group: bool) -> bytes:

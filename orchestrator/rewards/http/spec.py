@@ -13,7 +13,7 @@ from pydantic_core import PydanticCustomError
 
 from orchestrator.rewards.port import Reward
 from orchestrator.rewards.spec import RewardSpec
-from orchestrator.schema.fields import problem
+from orchestrator.schema.fields import check_host, key_variable, problem
 from orchestrator.schema.kinds import Kind
 
 from .reward import HttpReward
@@ -32,6 +32,7 @@ def _endpoint_url(value: str) -> str:
         raise problem(f"{value!r} is not the URL of a server", right)
     if parts.username is not None or parts.password is not None:
         raise problem("a URL with a user name or password would show them in logs", f"{right}, and use api_key_env")
+    check_host(parts.hostname)
     if parts.fragment:
         raise problem(f"{value!r} has a fragment, which no server sees", right)
     return value
@@ -47,7 +48,7 @@ class HttpSpec(RewardSpec):
 
     kind: Literal["http"] = Field(description="http: a server, by its url.")
     url: EndpointUrl = Field(description="Where requests are posted, such as http://gpu-7:9000/score.")
-    api_key_env: Annotated[str, Field(min_length=1)] | None = Field(
+    api_key_env: Annotated[str, Field(min_length=1), AfterValidator(key_variable)] | None = Field(
         None, description="Environment variable that holds the server's key; null: none is needed."
     )
 
