@@ -17,7 +17,7 @@ from orchestrator.core.filters import Verdict
 from orchestrator.core.ledger.events import LeaseAcked, SourcePaused, SourceResumed
 from orchestrator.core.ledger.leases import LeasedBatch
 from orchestrator.core.ledger.ledger import Ledger, SourceSize
-from orchestrator.core.mixture.mixer import Mixer
+from orchestrator.core.mixture.mixer import Mixer, MixerSettings
 from orchestrator.core.mixture.outlook import Shortage
 from orchestrator.core.weights.forms import parse_weight
 from orchestrator.core.weights.table import WeightTable
@@ -51,12 +51,7 @@ class Scene:
             ledger=self.ledger,
             journal=self.journal,
             table=weights,
-            batch_size=BATCH,
-            lookahead=2,
-            max_staleness=None,
-            num_rollout=None,
-            outstanding_bound=bound,
-            buffer_bounds={},
+            settings=MixerSettings(batch_size=BATCH, lookahead=2, outstanding_bound=bound),
         )
         self.is_congested = False
         self.intake = Intake(
