@@ -25,7 +25,7 @@ import orjson
 from orchestrator.errors import EngineError, EngineStalled, EngineUnavailable
 from orchestrator.schema.keys import read_key
 
-from .errors import Failures, said
+from .errors import Failures, redirected_to, said
 from .events import MAX_ERROR_BYTES, Connections, EventStream
 from .origin import Origin, OriginUnreachable
 
@@ -160,10 +160,8 @@ class EngineHttp:
             raise self._failures.unavailable(f"{path}: {said(error)}") from error
 
     async def _refuse(self, path: str, response: aiohttp.ClientResponse) -> None:
-        if 300 <= response.status < 400:
-            raise self._failures.unavailable(
-                f"{path}: it answered {response.status}; redirects are not followed: give the server's own address"
-            )
+        if 300 <= response.status < 400 and (location := response.headers.get("Location")):
+            raise self._failures.of_answer(path, response.status, redirected_to(location))
         text = b""
         with anyio.move_on_after(self._connect_timeout_s):
             text = await response.content.read(MAX_ERROR_BYTES)

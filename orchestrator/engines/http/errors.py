@@ -18,7 +18,7 @@ import orjson
 
 from orchestrator.errors import EngineError, EngineRejected, EngineUnavailable
 
-__all__ = ["Failures", "said"]
+__all__ = ["Failures", "redirected_to", "said"]
 
 COME_AGAIN: Final = frozenset({408, 425, 429})
 """4xx answers that do not speak of what was asked for, but of when."""
@@ -57,6 +57,11 @@ class Failures:
     def wrong(self, path: str, problem: object) -> EngineUnavailable:
         """Of an answer that cannot be one."""
         return EngineUnavailable(self._name, f"{path}: not what a {self._kind} answers: {problem}")
+
+
+def redirected_to(location: str) -> bytes:
+    """The text of a redirection. None is followed: the key would go along to a server that nobody named."""
+    return f"it sends requests on to {location}: give the url of that server".encode()
 
 
 def said(error: Exception) -> str:

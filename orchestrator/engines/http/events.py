@@ -24,7 +24,7 @@ from typing import Any, Final, Generic, Self, TypeVar, cast
 import httptools
 import msgspec
 
-from .errors import Failures, said
+from .errors import Failures, redirected_to, said
 
 __all__ = ["Connections", "EventStream"]
 
@@ -318,7 +318,7 @@ class EventStream(asyncio.Protocol, Generic[T]):
         """It is over with what came of the text; a redirection is not followed, as the key would go along."""
         text = bytes(self._rest[:MAX_ERROR_BYTES])
         if 300 <= self._status < 400 and self._location:
-            text = f"it sends requests on to {self._location}: give the url of that server".encode()
+            text = redirected_to(self._location)
         self._end(self._failures.of_answer(self.path, self._status, text))
 
     # -- lines ---------------------------------------------------------------------------------------------------------
