@@ -2,7 +2,7 @@
 
 Invariants:
 
-* Every dependency of the package, of its extras and of its groups has one lower bound, ``name>=X``, and gets ``name==X``.
+* Every dependency of the package, its extras and its groups has one lower bound, ``name>=X``, and gets ``name==X``.
 * A bound that names no release is therefore an error of pip: the pins are what the file says, not what pip makes of it.
 """
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 
+import pytest
 from hypothesis import settings
 
+from tests.support import slow
 from tests.support.browser import browser, browser_if_any
 
 __all__ = ["browser", "browser_if_any"]
@@ -14,3 +16,8 @@ __all__ = ["browser", "browser_if_any"]
 # CI says whether a change is good, with the same examples for all; new ones are looked for on developers' machines.
 settings.register_profile("house", deadline=None, derandomize=os.environ.get("CI") == "true")
 settings.load_profile("house")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """See ``tests.support.slow``."""
+    slow.mark(items)
