@@ -15,6 +15,7 @@ __all__ = ["browser", "browser_if_any"]
 # Hypothesis's own deadline of 200 ms an example measures how busy the machine is; each test has one by pytest-timeout.
 # CI says whether a change is good, with the same examples for all; new ones are looked for on developers' machines.
 settings.register_profile("house", deadline=None, derandomize=os.environ.get("CI") == "true")
+settings.register_profile("quick", settings.get_profile("house"), max_examples=10)
 settings.load_profile("house")
 
 

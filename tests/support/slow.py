@@ -2,14 +2,17 @@
 
 Invariants:
 
-* A test is slow if it stands in a folder of long runs, or if it can start a process: if its code, its fixtures, its
-  parameters, or helpers of ``tests`` that these name, name a module that starts processes.
+* A test is slow if it stands in a folder of long runs, if it has asked for a longer deadline than all have, or if it
+  can start a process: if its code, its fixtures, its parameters, or helpers of ``tests`` that these name, name a module
+  that starts processes.
 * What a test reaches by the package alone is not looked at: a pool of workers starts in a fraction of a second.
+* Of a test with many sets of parameters, those beyond the first ``PARAMETER_SETS`` are slow.
 """
 
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
@@ -21,21 +24,29 @@ FOLDERS_OF_LONG_RUNS = frozenset({"bench", "campaigns", "torture"})
 STARTS_PROCESSES = frozenset({"subprocess", "multiprocessing", "playwright.async_api", "open_process", "run_process"})
 """Modules and functions, by the names that code uses for them."""
 
+PARAMETER_SETS = 4
+"""Enough to see most of what can break, of tests that have up to hundreds."""
+
 
 def mark(items: list[pytest.Item]) -> None:
     """Give slow tests the marker ``slow``, and the first places, the longest before all.
 
     What begins last would otherwise run alone at the end, beside idle cores.
     """
-    reach = Reach()
+    reach, sets = Reach(), Counter[str]()
     for item in items:
-        if _is_long(item) or any(map(reach.starts_processes, _parts(item))):
+        name = item.nodeid.partition("[")[0]
+        sets[name] += 1
+        if _is_long(item) or sets[name] > PARAMETER_SETS or any(map(reach.starts_processes, _parts(item))):
             item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: (not _is_long(item), item.get_closest_marker("slow") is None))
 
 
 def _is_long(item: pytest.Item) -> bool:
-    return item.path.relative_to(ROOT / "tests").parts[0] in FOLDERS_OF_LONG_RUNS
+    own_deadline = item.get_closest_marker("timeout")
+    return item.path.relative_to(ROOT / "tests").parts[0] in FOLDERS_OF_LONG_RUNS or (
+        own_deadline is not None and own_deadline.args[0] > float(item.config.getini("timeout"))
+    )
 
 
 def _parts(item: pytest.Item) -> list[Any]:
