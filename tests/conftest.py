@@ -19,6 +19,12 @@ settings.register_profile("quick", settings.get_profile("house"), max_examples=1
 settings.load_profile("house")
 
 
+@pytest.fixture(scope="module", params=["asyncio"])
+def anyio_backend(request: pytest.FixtureRequest) -> str:
+    """The daemon's loop is asyncio's or uvloop's; older releases of anyio would ask for trio too."""
+    return str(request.param)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """See ``tests.support.slow``."""
     slow.mark(items)
