@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # The virtual environment that the scripts share. To be sourced by a script that has set `root`, the repository.
 #
-# ensure_venv NAME PIP_ARGUMENTS…   makes $root/.venv and installs what the arguments name, pinned by constraints.txt;
+# ensure_venv NAME PIP_ARGUMENTS…   makes $venv_dir and installs what the arguments name, pinned by the file $venv_pins;
 #                                   NAME is what this set is called. Nothing is done when it is there already.
 #
 # What is installed and not needed goes again: debug information of compiled packages (_slim.py), setuptools. The demo's
@@ -11,6 +11,8 @@
 # Two scripts that start at the same time wait for each other. A checkout that was moved or whose Python is gone gets
 # a new environment.
 
+venv_dir=$root/.venv        # scripts/test has others beside it, for other versions
+venv_pins=constraints.txt   # from the root; /dev/null: the newest that pyproject.toml allows, looked for every time
 pip_version=26.3            # the first that knows --group is 25.1
 venv_deadline_s=900         # that one script waits for another's installation; a cold one takes a minute
 
@@ -30,43 +32,41 @@ find_python() {
 }
 
 _install() {
-    local name=$1 stamp python made_for pip
+    local name=$1 stamp python made_for pip pins=(--constraint "$venv_pins" --build-constraint "$venv_pins")
     shift
-    stamp=$(cat "$root/pyproject.toml" "$root/constraints.txt" "$root/orchestrator/__init__.py" \
+    [[ $venv_pins != /dev/null ]] || pins=(--upgrade --upgrade-strategy eager)
+    stamp=$(cat "$root/pyproject.toml" "$venv_pins" "$root/orchestrator/__init__.py" \
         <(printf '%s\n' "$root" "$pip_version" "$@") | sha256sum)
-    made_for=$(cat "$root/.venv/root" 2>/dev/null || printf '%s' "$root")
-    if [[ $made_for != "$root" ]] || ! "$root/.venv/bin/python" -c '' 2>/dev/null; then
+    made_for=$(cat "$venv_dir/root" 2>/dev/null || printf '%s' "$root")
+    if [[ $made_for != "$root" ]] || ! "$venv_dir/bin/python" -c '' 2>/dev/null; then
         python=$(find_python) || return
-        say "Making .venv with $("$python" --version) …"
-        rm -rf "$root/.venv"
-        "$python" -m venv "$root/.venv" || return
-        printf '%s\n' "$root" >"$root/.venv/root"
+        say "Making ${venv_dir##*/} with $("$python" --version) …"
+        rm -rf "$venv_dir"
+        "$python" -m venv "$venv_dir" || return
+        printf '%s\n' "$root" >"$venv_dir/root"
     fi
-    [[ $(cat "$root/.venv/stamp-$name" 2>/dev/null) == "$stamp" ]] && return
-    say "Installing the $name set into .venv …"
-    pip=("$root/.venv/bin/python" -m pip install -q --disable-pip-version-check)
-    (
-        cd "$root" && "${pip[@]}" "pip==$pip_version" &&
-            "${pip[@]}" --constraint constraints.txt --build-constraint constraints.txt "$@" &&
-            slim_down
-    ) || {
+    [[ $venv_pins == /dev/null || $(cat "$venv_dir/stamp-$name" 2>/dev/null) != "$stamp" ]] || return 0
+    say "Installing the $name set into ${venv_dir##*/} …"
+    pip=("$venv_dir/bin/python" -m pip install -q --disable-pip-version-check)
+    { "${pip[@]}" "pip==$pip_version" && "${pip[@]}" "${pins[@]}" "$@" && slim_down; } || {
         say "The installation failed; pip has said why above. Without a way to a package index nothing can be installed."
         return 1
     }
-    printf '%s\n' "$stamp" >"$root/.venv/stamp-$name"
+    printf '%s\n' "$stamp" >"$venv_dir/stamp-$name"
 }
 
 slim_down() {
     # Python 3.11 puts setuptools into every environment; nothing here is built with it.
-    if [[ -n $(find "$root"/.venv/lib -path '*/site-packages/setuptools' -maxdepth 4) ]]; then
-        "$root/.venv/bin/python" -m pip uninstall -q -y --disable-pip-version-check setuptools || return
+    if [[ -n $(find "$venv_dir"/lib -path '*/site-packages/setuptools' -maxdepth 4) ]]; then
+        "$venv_dir/bin/python" -m pip uninstall -q -y --disable-pip-version-check setuptools || return
     fi
-    "$root/.venv/bin/python" "$root/scripts/_slim.py" "$root/.venv"
+    "$venv_dir/bin/python" "$root/scripts/_slim.py" "$venv_dir"
 }
 
 ensure_venv() {
     (
-        flock -w "$venv_deadline_s" 9 || { say "Another script has been installing into .venv for too long."; exit 1; }
+        flock -w "$venv_deadline_s" 9 || { say "Another script has been installing into ${venv_dir##*/} for too long."; exit 1; }
+        cd "$root" || exit
         _install "$@" 9>&-
     ) 9<"$root"
 }

@@ -18,6 +18,8 @@ from tests.bench.measure import family
 PR_SET_CHILD_SUBREAPER: Final = 36
 END_DEADLINE_S: Final = 10.0
 END_INTERVAL_S: Final = 0.01
+AGAIN_S: Final = 1.0
+"""After an interrupt that nobody has seen; what was interrupted may end what it started in this time."""
 
 
 def adopt() -> None:
@@ -29,17 +31,24 @@ def adopt() -> None:
 class Interrupts:
     """SIGTERM and SIGHUP end a run as Ctrl-C does: what was started is ended, what was measured is written.
 
-    ``came`` stays, for an exception that a signal raises can be lost in a finaliser.
+    An exception that a signal raises can be lost in a finaliser, or in a hook of ``fork``: ``came`` stays, and it is
+    raised again until it is ``seen``.
     """
 
     def __init__(self) -> None:
         self.came = False
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
             signal.signal(number, self._interrupt)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         self.came = True
+        signal.setitimer(signal.ITIMER_REAL, AGAIN_S)
         raise KeyboardInterrupt
+
+    def seen(self) -> bool:
+        """Whether there was an interrupt; it is not raised again."""
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        return self.came
 
 
 def end_descendants() -> int:

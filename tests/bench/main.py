@@ -60,20 +60,23 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def run_one(name: str, options: Options) -> Result:
+def run_one(name: str, options: Options, interrupts: Interrupts) -> Result:
     """One benchmark, or why it was not measured, whatever went wrong: the others go on."""
     module = importlib.import_module(f".{name}", __package__)
     try:
         result: Result = module.run(options)
     except KeyboardInterrupt:
-        why = "it was interrupted"
+        why = ""
     except (Unavailable, OrchestratorError) as error:
         why = str(error)
     except Exception as error:  # noqa: BLE001 - whatever it was, it is told and counts as not measured
         traceback.print_exc()
         why = f"{type(error).__name__}: {error}"
     else:
+        interrupts.seen()
         return result
+    if interrupts.seen():  # also where that ended what was measured before this process had word of it
+        why = "it was interrupted"
     return Result(name, module.__doc__.partition("\n")[0], "", "", missing=[why])
 
 
@@ -104,7 +107,7 @@ def run_all(names: Sequence[str], options: Options, pictures: Path | None, inter
         folder = Path(tempfile.mkdtemp(prefix=f"bench-{name}-"))
         try:
             begin = time.monotonic()
-            result = run_one(name, replace(options, folder=folder))
+            result = run_one(name, replace(options, folder=folder), interrupts)
         finally:
             left = end_descendants()
             shutil.rmtree(folder, ignore_errors=True)

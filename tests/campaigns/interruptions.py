@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -62,17 +63,19 @@ def config(folder: Path, prompts: int, *, masks: bool, **changes: Any) -> Path:
     )
 
 
-def rows(cuts: int) -> int:
+def rows(cuts: int, kinds: Sequence[str]) -> int:
     """Prompts that it takes for so many interruptions; a multiple of the sources, and of a batch.
 
-    A sample is interrupted four times or so, but not those of the beginning, in which each kind happens once.
+    A sample is interrupted four times or so, but not those of the beginning, in which each kind happens once: of these
+    there is a batch for each kind (:class:`~tests.campaigns.storm.Storm`).
     """
-    return (5 + round(cuts / 2.5 / SAMPLES / len(SOURCES))) * len(SOURCES)
+    return (len(kinds) + round(cuts / 2.5 / SAMPLES / len(SOURCES))) * len(SOURCES)
 
 
 def run_fake(folder: Path, *, cuts: int, seed: int, masks: bool = True) -> Storm:
     """SGLang and vLLM fakes."""
-    prompts = rows(cuts)
+    kinds = (*CUTS, *ENDS, *FAKES)
+    prompts = rows(cuts, kinds)
     with ExitStack() as stack:
         how = {"length": LENGTH, "tokens_per_s": 150.0}
         farms = []
@@ -81,7 +84,7 @@ def run_fake(folder: Path, *, cuts: int, seed: int, masks: bool = True) -> Storm
             farms.append(stack.enter_context(Farm(server, journal=folder / f"{server.name}.journal")))
         specs = [server.config(max_in_flight=SLOTS * 3 // 2) for farm in farms for server in farm.servers.values()]
         path = config(folder, prompts, masks=masks, engines=specs)
-        storm = Storm(path, (*CUTS, *ENDS, *FAKES), seed, gap_tokens=250.0, cuts=cuts, farms=farms)
+        storm = Storm(path, kinds, seed, gap_tokens=250.0, cuts=cuts, farms=farms)
         storm.run()
     journals = Journals([farm.journal for farm in farms if farm.journal is not None], storm.changes, storm.kills)
     storm.check(prompts, journals.problem, masks=masks)
@@ -95,7 +98,7 @@ def run_fake(folder: Path, *, cuts: int, seed: int, masks: bool = True) -> Storm
 
 def run_scripted(folder: Path, *, cuts: int, seed: int, masks: bool = False) -> Storm:
     """Scripted engines."""
-    prompts = rows(cuts)
+    prompts = rows(cuts, (*CUTS, *ENDS))
     names = ("one", "two")
     specs = [{"kind": "scripted", "name": name, "max_in_flight": SLOTS} | SCRIPTED | FAULTS for name in names]
     storm = Storm(
@@ -122,7 +125,7 @@ def run_real(folder: Path, *, cuts: int, seed: int, tokens: int = 300) -> Storm:
     Where two tokens are equally likely to the precision of the server's cache (16 bits), either may follow: what was
     computed at once and what was computed token by token are rounded differently. A third server says where that is so.
     """
-    prompts = rows(cuts)
+    prompts = rows(cuts, (*CUTS, *ENDS))
     model = folder / "model.gguf"
     write_tiny_model(model)
     embedded = {"kind": "embedded", "name": "real", "model": str(model), "slots": SLOTS, "threads": 1}

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from orchestrator.client import RolloutClient
-from orchestrator.errors import RunFinished
+from orchestrator.errors import BatchTimeout, RunFinished
 from tests.campaigns.checks import Taken, Trainer, check_accounts, check_mask, engines, must, until
 from tests.campaigns.farm import Farm
 from tests.support.daemon_process import DaemonProcess, daemon
@@ -93,22 +93,43 @@ class Storm:
         while True:
             yield self._rng.choices(self.kinds, weights)[0]
 
+    @property
+    def _batches_allowed(self) -> float:
+        """In the first round, one for each kind that has happened: the prompts last until all have, however long each
+        takes on a busy machine."""
+        happened = sum(self.events[kind] > 0 for kind in self.kinds)
+        return happened if happened < len(self.kinds) else math.inf
+
+    def _take(self, client: RolloutClient, *, ack: bool = True) -> None:
+        """What is there, and allowed; raises ``RunFinished``."""
+        with suppress(BatchTimeout):
+            while self.trainer.batches < self._batches_allowed:
+                self.trainer.take(client, timeout_s=0.0, ack=ack)
+                if not ack:
+                    return
+
+    def _is_full(self, client: RolloutClient) -> bool:
+        """Whether nothing more is generated until a batch is taken that is not allowed yet."""
+        if self.trainer.batches < self._batches_allowed:
+            return False
+        return not any(source["groups"]["in_flight"] for source in client.status()["sources"].values())
+
     def _calm(self, client: RolloutClient) -> bool:
         """Train for a random number of tokens; whether anything is left to do after that."""
-        is_first_round = not all(self.events[kind] for kind in self.kinds)  # a small sample should have them all
-        wanted = self._rng.expovariate(1.0) * self.gap_tokens * (0.3 if is_first_round else 1.0)
+        wanted = self._rng.expovariate(1.0) * self.gap_tokens * (0.3 if self._batches_allowed < math.inf else 1.0)
         begin = sum(engine["tokens"] for engine in client.engines())
 
         def is_over() -> str | None:
             try:
-                self.trainer.take_ready(client)
+                self._take(client)
             except RunFinished:
                 self.status = client.status()
                 return "finished"
             found = client.engines()
             if any(engine["state"] == "outdated" for engine in found):
                 self._bracketed(client, "abort")  # it is there again: the trainer says what it holds
-            return "long enough" if sum(engine["tokens"] for engine in found) - begin >= wanted else None
+            is_enough = sum(engine["tokens"] for engine in found) - begin >= wanted
+            return "long enough" if is_enough or self._is_full(client) else None
 
         return bool(until(is_over, lambda: client.status()) != "finished")
 
@@ -153,11 +174,11 @@ class Storm:
         farm.order(name, "stall")
 
         def is_noticed() -> bool:
-            try:
-                self.trainer.take_ready(client)
+            now = engines(client)[name]
+            try:  # one that has nothing to do cannot be seen to stall
+                self._take(client) if now["in_flight"] else self.trainer.take_ready(client)
             except RunFinished:
                 return True
-            now = engines(client)[name]
             return now["stalled"] + now["late"] > before["stalled"] + before["late"] or now["state"] != "up"
 
         until(is_noticed, lambda: f"a stall of {name}: {client.status()}")
@@ -166,7 +187,7 @@ class Storm:
     def _end(self, kind: str, process: DaemonProcess, client: RolloutClient) -> RolloutClient:
         if kind == "sigkill":
             with suppress(RunFinished):
-                self.trainer.take_ready(client, ack=self._rng.random() < 0.5)
+                self._take(client, ack=self._rng.random() < 0.5)
             self.kills.append(time.monotonic())
             process.kill()
         else:

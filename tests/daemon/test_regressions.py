@@ -6,6 +6,7 @@ import os
 import resource
 import socket
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -61,15 +62,18 @@ def test_a_shortage_of_descriptors_delays_connections_and_ends_nothing(tmp_path:
         pid = process.process.pid
         soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (len(os.listdir(f"/proc/{pid}/fd")), hard))
-        with socket.socket(socket.AF_UNIX) as raw:
-            raw.settimeout(20)
-            raw.connect(str(process.socket))
-            raw.sendall(encode_frame({"id": 1, "method": "hello", "params": {}}))
-            assert client.status()["step"] == 1
+        with ExitStack() as stack:
+            raws = []
             while not any("cannot be accepted" in line["message"] for line in process.log):
-                client.status()
+                if len(raws) < 16:  # more than what was open for a moment when descriptors were counted
+                    raws.append(stack.enter_context(socket.socket(socket.AF_UNIX)))
+                    raws[-1].settimeout(20)
+                    raws[-1].connect(str(process.socket))
+                    raws[-1].sendall(encode_frame({"id": 1, "method": "hello", "params": {}}))
+                assert client.status()["step"] == 1
             resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
-            assert b'"rollout-orchestrator"' in raw.recv(1 << 16)
+            for raw in raws:
+                assert b'"rollout-orchestrator"' in raw.recv(1 << 16)
 
 
 def test_a_source_whose_last_group_finishes_wakes_those_that_stand_in(tmp_path: Path, monkeypatch: Any) -> None:

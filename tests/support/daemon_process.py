@@ -20,6 +20,8 @@ START_DEADLINE_S = 30.0
 TRY_S = 0.1
 """A client waits longer and longer for a daemon that does not listen yet; a new one asks often again."""
 STOP_DEADLINE_S = 30.0
+LOOK_S = 0.01
+"""Between two looks at a file that another process writes: who looks without a pause takes its core."""
 
 
 def write_prompts(path: Path, rows: int, *, text: str = "prompt") -> Path:
@@ -125,6 +127,7 @@ class DaemonProcess:
         deadline = time.monotonic() + START_DEADLINE_S
         while not any(text in line["message"] for line in self.log):
             assert time.monotonic() < deadline, f"no line says {text!r}"
+            time.sleep(LOOK_S)
 
 
 @contextmanager

@@ -52,7 +52,9 @@ class SendQueue:
             ConnectionError: it is gone.
         """
         async with self._turn:
-            self._writer.writelines([head, *frames])
+            *parts, last = head, *frames
+            self._writer.writelines(parts)
+            self._writer.write(last)  # asyncio of 3.12.1 and 3.13.0 never pauses in writelines
             await self._drain()
 
     async def send_descriptors(self, head: bytes, descriptors: Sequence[int]) -> bool:
