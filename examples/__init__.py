@@ -1,1 +1,1 @@
-"""Programs and schedules to start from; not part of the installed package."""
+"""Example programs and schedules; not part of the installed package."""

@@ -1,18 +1,18 @@
 """Rank 0 takes whole batches from the daemon and scatters them to ranks on other nodes.
 
-A Unix socket does not leave its node. Ranks on the daemon's node each connect by themselves
-(``RolloutClient(rank=…, world_size=…)``, which copies nothing between processes); with ranks elsewhere, one process
-beside the daemon takes the batch and passes the groups on, byte for byte as it received them. Here plain TCP stands for
-what the trainer communicates with: ``scatter`` and ``barrier`` of ``torch.distributed`` fit in the same places.
+A Unix socket works on one node only. Ranks on the daemon's node connect by themselves
+(``RolloutClient(rank=…, world_size=…)``, which copies nothing between processes). For ranks on other nodes, one process
+next to the daemon takes the batch and passes the groups on, byte for byte as received. This example uses plain TCP;
+with ``torch.distributed``, use ``scatter`` and ``barrier`` in the same places.
 
-Try it on one machine, with a daemon running whose ``rollout_batch_size`` is a multiple of the number of ranks, such as
-that of ``config/minimal.yaml``::
+Try it on one machine. The ``rollout_batch_size`` of the running daemon has to be a multiple of the number of ranks, as
+in ``config/minimal.yaml``::
 
     python examples/scatter_ranks.py --rank 0 --world-size 2 --port 29500 &
     python examples/scatter_ranks.py --rank 1 --world-size 2 --port 29500
 
-A batch is acknowledged when every rank has said that it is done with it: if one of them dies, the whole batch is handed
-out again.
+A batch is acknowledged when every rank has reported that it is done. If one rank dies, the whole batch is handed out
+again.
 """
 
 from __future__ import annotations
@@ -37,34 +37,34 @@ DONE = b"d"
 
 
 def share_out(groups: Sequence[RolloutGroup], world_size: int) -> list[list[RolloutGroup]]:
-    """Equal numbers of groups a rank, balanced by tokens: longest first, to the lightest rank that has room.
+    """An equal number of groups for each rank, balanced by tokens: longest first, to the rank with the fewest tokens.
 
     Raises:
         ValueError: the groups cannot be shared equally.
     """
     if len(groups) % world_size:
         raise ValueError(
-            f"{len(groups)} groups cannot be shared equally among {world_size} ranks: rollout_batch_size has to be a"
-            " multiple of them"
+            f"{len(groups)} groups cannot be shared equally among {world_size} ranks: make rollout_batch_size a"
+            f" multiple of {world_size}"
         )
-    room = len(groups) // world_size
+    size = len(groups) // world_size
     shares: list[list[RolloutGroup]] = [[] for _ in range(world_size)]
     loads = [0] * world_size
     for group in sorted(groups, key=lambda group: -len(group.response_tokens)):
-        rank = min((r for r in range(world_size) if len(shares[r]) < room), key=lambda r: loads[r])
+        rank = min((r for r in range(world_size) if len(shares[r]) < size), key=lambda r: loads[r])
         shares[rank].append(group)
         loads[rank] += len(group.response_tokens)
     return shares
 
 
 def train(rank: int, groups: Sequence[RolloutGroup]) -> None:
-    """Where a trainer would do its step."""
+    """A trainer would do its step here."""
     tokens = sum(len(group.response_tokens) for group in groups)
     print(f"rank {rank}: {len(groups)} groups, {tokens} response tokens", flush=True)
 
 
 def send(sock: socket.socket, groups: Sequence[RolloutGroup]) -> None:
-    """Send group frames as they are; their total length first. No groups: the end."""
+    """Send the total length, then the group frames unchanged. No groups: the end."""
     frames = [group.frame.buffer for group in groups]
     sock.sendall(LENGTH.pack(sum(map(len, frames))))
     for frame in frames:
@@ -75,13 +75,13 @@ def read(sock: socket.socket, size: int) -> bytearray:
     """Exactly ``size`` bytes.
 
     Raises:
-        ConnectionError: the other side is gone.
+        ConnectionError: the other side closed the connection.
     """
     data, done = bytearray(size), 0
     while done < size:
         count = sock.recv_into(memoryview(data)[done:])
         if not count:
-            raise ConnectionError("the other rank is gone")
+            raise ConnectionError("the other rank closed the connection")
         done += count
     return data
 
@@ -122,7 +122,7 @@ def join(host: str, port: int) -> socket.socket:
 
 
 def follow(rank: int, leader: socket.socket) -> None:
-    """Any other rank: receive, train, say so."""
+    """Any other rank: receive, train, report."""
     while groups := receive(leader):
         train(rank, groups)
         leader.sendall(DONE)

@@ -1,6 +1,6 @@
 """Rollout orchestrator: the daemon between inference servers and a reinforcement-learning trainer.
 
-The package is a house of floors; imports go down only (``docs/architecture.md`` has the map). A trainer needs
+The package has layers, and imports only go down (``docs/architecture.md`` has the map). A trainer needs
 ``orchestrator.client`` and nothing else.
 """
 

@@ -1,23 +1,24 @@
-"""Adaptive weights: functions of a source's statistics, by which the mixture follows what the model can learn from.
+"""Adaptive weights: functions of a source's statistics, which let the mixture follow what the model can learn from.
 
-A function of a weight whose parameter ``stats`` is required is given its source's
-:class:`~orchestrator.core.observations.SourceStats`. Three are here; each has a floor, a ceiling and a rate limit, and
-``docs/adaptive_weights.md`` says where it comes from. A config names one by its dotted path::
+A weight function with a required parameter ``stats`` is given its source's
+:class:`~orchestrator.core.observations.SourceStats`. This module has three. Each has a minimum (``floor``), a maximum
+(``ceiling``) and a rate limit; ``docs/adaptive_weights.md`` says where they come from. A config names one by its dotted
+path::
 
     data_source_weights:
       - orchestrator.adaptive_weights.learnability
       - orchestrator.adaptive_weights.learnability
 
-Other figures take a function of one's own that calls it::
+For other limits, write a function of your own that calls it::
 
     def eager(rollout_step, stats):
         return learnability(rollout_step, stats, floor=0.0, rate=0.2)
 
 Invariants:
 
-* ``floor`` <= weight <= ``ceiling``, whatever the statistics are, and it differs from the last one in force by at most
-  ``rate``. A floor above 0 keeps a source observed: one that gets no groups could never show that it has become useful.
-* A source of which nothing was seen has the ceiling: looking at it is how to find out.
+* ``floor`` <= weight <= ``ceiling`` for all statistics, and the weight differs from the last one in force by at most
+  ``rate``. A floor above 0 keeps a source observed: without groups it could never show that it has become useful.
+* A source without statistics gets the ceiling, so that it is observed.
 * Pure: the same statistics give the same weight.
 """
 
@@ -33,13 +34,13 @@ __all__ = ["CEILING", "FLOOR", "RATE", "SourceStats", "learnability", "pass_rate
 FLOOR: Final = 0.05
 CEILING: Final = 1.0
 RATE: Final = 0.05
-"""Of a weight, a batch: from floor to ceiling in 19 batches at the soonest."""
+"""Most change of a weight in a batch: from floor to ceiling takes at least 19 batches."""
 
 MOST_LEARNABLE: Final = 0.25
 """p·(1 − p) at p = 1/2."""
 
 LARGEST_ADVANTAGE: Final = 0.5
-"""Mean distance from the group's mean where half of the rewards are 0 and half are 1."""
+"""Mean distance from the group's mean if half of the rewards are 0 and half are 1."""
 
 
 def learnability(
@@ -79,8 +80,8 @@ def upper_confidence_bound(
 ) -> float:
     """``2 · A + exploration · sqrt(2 · ln(1 + N) / (1 + n))``, A being the mean absolute advantage (up to 1/2).
 
-    n and N are the faded numbers of groups of this source and of all sources, so that a source which was not looked at
-    for long is looked at again.
+    n and N are the decayed numbers of groups of this source and of all sources, so that a source which got no groups
+    for long gets some again.
     """
     bonus = exploration * math.sqrt(2.0 * math.log1p(stats.all_recent) / (1.0 + stats.recent))
     wanted = stats.advantage / LARGEST_ADVANTAGE + bonus if stats.groups else ceiling
@@ -89,9 +90,7 @@ def upper_confidence_bound(
 
 def _limited(wanted: float, stats: SourceStats, floor: float, ceiling: float, rate: float) -> float:
     if not 0.0 <= floor <= ceiling or rate <= 0.0:
-        raise ValueError(
-            f"floor {floor}, ceiling {ceiling}, rate {rate}: 0 <= floor <= ceiling and rate > 0 are needed"
-        )
+        raise ValueError(f"floor {floor}, ceiling {ceiling}, rate {rate}: need 0 <= floor <= ceiling and rate > 0")
     if stats.weight is not None:
         wanted = min(max(wanted, stats.weight - rate), stats.weight + rate)
     return min(max(wanted, floor), ceiling)

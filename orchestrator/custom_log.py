@@ -1,4 +1,4 @@
-"""slime names it here; see ``orchestrator.slime.custom_log``."""
+"""The import path that slime's options name; see ``orchestrator.slime.custom_log``."""
 
 from orchestrator.slime.custom_log import custom_rollout_log_function
 

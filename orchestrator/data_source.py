@@ -1,4 +1,4 @@
-"""slime names it here; see ``orchestrator.slime.data_source``."""
+"""The import path that slime's options name; see ``orchestrator.slime.data_source``."""
 
 from orchestrator.slime.data_source import MultipleWeightedRolloutDataSourceWithBuffer
 

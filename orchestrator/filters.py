@@ -1,4 +1,4 @@
-"""Configs and users' filters name these here; see ``orchestrator.core.filters``."""
+"""The import path that configs and users' filters name; see ``orchestrator.core.filters``."""
 
 from orchestrator.core.filters import Verdict, check_reward_nonzero_std
 from orchestrator.errors import FilterError

@@ -1,4 +1,4 @@
-"""Users' weight functions import their types here; see ``orchestrator.core.observations``."""
+"""The import path of the types that users' weight functions need; see ``orchestrator.core.observations``."""
 
 from orchestrator.core.observations import SourceStats
 

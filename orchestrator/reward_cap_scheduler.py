@@ -1,11 +1,11 @@
 """Schedules of reward caps: functions of the rollout step, for one source each (``data_source_reward_caps``).
 
-A cap is the mean reward above which a group is too easy to be worth training on (``filters.py``).
+A cap is the mean reward above which a group is too easy to train on (``orchestrator.core.filters``).
 
 Invariants:
 
-* The figures are those of the format's origin, to the digit, over its 200 steps.
-* A cap is never negative. It is not normalised: unlike a weight it means the same whatever the other sources have.
+* The numbers are exactly those of slime's curriculum example, over its 200 steps.
+* A cap is never negative. It is not normalised: unlike a weight, it does not depend on the other sources.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def decreasing_cap(rollout_step: int) -> float:
 
 
 def exponential_decrease(rollout_step: int) -> float:
-    """``0.9 · exp(−0.003 · step) + 0.1``: from 1.0 towards 0.1; half of the way is gone at step 231."""
+    """``0.9 · exp(−0.003 · step) + 0.1``: from 1.0 towards 0.1, halfway at step 231."""
     return 0.9 * math.exp(-DECAY_PER_STEP * rollout_step) + 0.1
 
 

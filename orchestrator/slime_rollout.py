@@ -1,13 +1,14 @@
-"""slime trains on what a running daemon generates (``--rollout-function-path``).
+"""Lets slime train on what a running daemon generates (``--rollout-function-path``).
 
 Invariants:
 
-* A rollout is one batch of the daemon, group by group, as slime's own ``Sample`` where slime is installed.
-* A batch is acknowledged when it has been trained on for certain: slime's asynchronous trainer asks for a rollout while
-  it trains on the one before, so it is the one before that. Saving acknowledges all up to the rollout that is saved.
-* Nothing comes twice to one slime process: what the daemon hands out again after a broken connection is recognised.
-* What is kept between rollouts hangs on the data source that slime hands to every call; there is no global state.
-* slime and the client library (numpy) are imported when a rollout is asked for.
+* A rollout is one batch of the daemon, group by group, as slime's own ``Sample`` if slime is installed.
+* A batch is acknowledged when it has certainly been trained on. slime's asynchronous trainer asks for a rollout while
+  it trains on the previous one, so each request acknowledges the batch two rollouts back. Saving acknowledges all
+  batches up to the saved rollout.
+* One slime process gets nothing twice: a batch that is handed out again after a broken connection is recognised.
+* State between rollouts is kept on the data source that slime passes to every call; there is no global state.
+* slime and the client library (numpy) are imported by the first rollout.
 """
 
 from __future__ import annotations
@@ -35,13 +36,13 @@ SOCKET_OPTION: Final = "orchestrator_socket"
 
 TIMEOUT_OPTION: Final = "orchestrator_timeout_s"
 TIMEOUT_S: Final = 3600.0
-"""Longest wait for one batch, unless the option says otherwise."""
+"""Default of the longest wait for one batch."""
 
 WAIT_SLICE_S: Final = 30.0
-"""So often the cause of a wait is logged."""
+"""The cause of a wait is logged this often."""
 
 RECONNECT_S: Final = 120.0
-"""For a daemon that is started again."""
+"""How long to wait for a daemon that is being restarted."""
 
 _SESSION: Final = "_orchestrator_session"
 
@@ -73,11 +74,11 @@ class _Session:
                 self._set_version(rollout_id)
                 batch = self.client.get_batch(timeout_s=min(WAIT_SLICE_S, max(0.0, deadline - time.monotonic())))
             except BatchTimeout as error:
-                logger.warning("rollout %d waits: %s", rollout_id, error)
+                logger.warning("rollout %d is waiting: %s", rollout_id, error)
                 if time.monotonic() >= deadline:
                     raise
             except ConnectionLost as error:
-                logger.warning("rollout %d: %s; connecting again", rollout_id, error)
+                logger.warning("rollout %d: %s; reconnecting", rollout_id, error)
                 self.client.connect(RECONNECT_S)
             else:
                 known = self.held.get(batch.step)
@@ -86,14 +87,14 @@ class _Session:
                     return batch
 
     def acknowledge(self, through: int) -> None:
-        """The rollouts up to this one are trained on."""
+        """Acknowledge the rollouts up to this one: they have been trained on."""
         for step, (rollout_id, lease) in list(self.held.items()):
             if rollout_id <= through:
                 self.client.ack(lease)
                 del self.held[step]
 
     def _set_version(self, rollout_id: int) -> None:
-        """Slime has updated the weights before it asks: rollout k is made by the policy after k steps."""
+        """Slime updates its parameters before it asks: the policy of rollout k has had k steps."""
         if self.client.hello()["policy_version"] < rollout_id:
             self.client.set_policy_version(rollout_id)
 
@@ -110,8 +111,8 @@ def _session(args: Any, data_source: Any) -> _Session:
 class DaemonDataSource:
     """A data source for slime that keeps the daemon's checkpoints beside slime's (``--data-source-path``).
 
-    Prompts are the daemon's affair; slime asks for none when rollouts come from :func:`generate_rollout`. Any other
-    data source of slime does as well, but the daemon is then neither saved nor loaded with slime.
+    The daemon reads the prompts; slime asks for none when rollouts come from :func:`generate_rollout`. Any other data
+    source of slime works too, but the daemon is then neither saved nor loaded with slime.
     """
 
     def __init__(self, args: Any) -> None:
@@ -123,7 +124,7 @@ class DaemonDataSource:
 
     @property
     def dataset(self) -> DaemonDataSource:
-        """What slime takes the length of."""
+        """Slime takes its length."""
         return self
 
     def get_samples(self, num_samples: int) -> list[list[Any]]:
@@ -133,20 +134,20 @@ class DaemonDataSource:
             BadRequest: always.
         """
         raise BadRequest(
-            "prompts are the daemon's: set --rollout-function-path orchestrator.slime_rollout.generate_rollout"
+            "the daemon reads the prompts: set --rollout-function-path orchestrator.slime_rollout.generate_rollout"
         )
 
     def add_samples(self, samples: list[list[Any]]) -> None:
-        """Nothing comes back: the daemon keeps its partial rollouts itself.
+        """Accepts no samples: the daemon keeps its partial rollouts itself.
 
         Raises:
             BadRequest: there are some.
         """
         if samples:
-            raise BadRequest("partial rollouts are the daemon's: nothing can be given back here")
+            raise BadRequest("the daemon keeps partial rollouts itself: do not return samples here")
 
     def save(self, rollout_id: int) -> None:
-        """Save a checkpoint of the daemon under slime's number; rollouts up to it count as trained on.
+        """Save a checkpoint of the daemon under slime's rollout number; rollouts up to it count as trained on.
 
         Raises:
             StateError: the disk failed.
@@ -156,10 +157,10 @@ class DaemonDataSource:
         session.client.save(str(rollout_id))
 
     def load(self, rollout_id: int | None = None) -> None:
-        """Let the daemon go back to the checkpoint; nothing for a run that begins (``None``, or a number below 0).
+        """Let the daemon go back to the checkpoint. Does nothing for a new run (``None``, or a number below 0).
 
         Raises:
-            CheckpointError: the daemon has none of that number, so that slime and it would be at different steps.
+            CheckpointError: the daemon has no such checkpoint, so it and slime would be at different steps.
         """
         if rollout_id is not None and rollout_id >= 0:
             session = _session(self.args, self)
@@ -170,7 +171,7 @@ class DaemonDataSource:
 def generate_rollout(args: Any, rollout_id: int, data_source: Any, evaluation: bool = False) -> Any:
     """Take the next batch of a running daemon.
 
-    The policy version of the daemon becomes ``rollout_id`` where it is below.
+    If the daemon's policy version is below ``rollout_id``, it is set to it.
 
     Args:
         args: slime's options. ``orchestrator_socket``: the daemon's socket (default: ``$ORCHESTRATOR_SOCKET``, then
@@ -185,7 +186,7 @@ def generate_rollout(args: Any, rollout_id: int, data_source: Any, evaluation: b
     Raises:
         BatchTimeout: no batch in time; the message says why.
         RunFinished: the daemon's run has ended.
-        BadRequest: the daemon's batches are of another size than slime's options say (a ``ValueError``).
+        BadRequest: the daemon's batches have another size than slime's options say (a ``ValueError``).
     """
     if evaluation:
         return _evaluate(args, rollout_id, data_source)
@@ -208,7 +209,7 @@ def generate_rollout(args: Any, rollout_id: int, data_source: Any, evaluation: b
 def _evaluate(args: Any, rollout_id: int, data_source: Any) -> Any:
     module = optional_module("slime.rollout.sglang_rollout")
     if module is None:
-        raise BadRequest("the daemon does not evaluate: give slime an --eval-function-path of its own")
+        raise BadRequest("the daemon does not evaluate: set slime's --eval-function-path")
     return module.generate_rollout(args, rollout_id, data_source, evaluation=True)
 
 
@@ -221,13 +222,13 @@ def _check_size(args: Any, batch: Batch) -> None:
         wanted = getattr(args, name, None)
         if wanted is not None and found != {wanted}:
             raise BadRequest(
-                f"the daemon's batch has {name} {', '.join(map(str, sorted(found)))}, slime's option says {wanted}:"
-                " both configs need the same"
+                f"the daemon's batch has {name} {', '.join(map(str, sorted(found)))}, but slime's option is {wanted}:"
+                " use the same value in both configs"
             )
 
 
 def _sample(kind: type[Any], args: Any, batch: Batch, group: RolloutGroup, sample: RolloutSample) -> Any:
-    """One response with all that slime's type has room for."""
+    """One response, with everything that slime's type can hold."""
     tags = {SOURCE_KEY: group.source, WEIGHT_KEY: batch.weights.get(group.source, 0.0), STEP_KEY: batch.step}
     response, logprobs = sample.response_tokens.tolist(), sample.logprobs
     values: dict[str, Any] = {
@@ -255,6 +256,6 @@ def _sample(kind: type[Any], args: Any, batch: Batch, group: RolloutGroup, sampl
 
 
 def _reward(args: Any, sample: RolloutSample) -> Any:
-    """The number; all of a dictionary where slime picks an entry by ``reward_key``."""
+    """The number; the whole dictionary if slime picks an entry by ``reward_key``."""
     detail = sample.metadata.get("reward")
     return dict(detail) if getattr(args, "reward_key", None) and isinstance(detail, Mapping) else sample.reward

@@ -2,9 +2,9 @@
 
 Invariants:
 
-* The figures are those of the format's origin, to the digit; training runs are compared by them.
-* Weights are normalised over the sources afterwards, so that pairs such as ``easy_to_hard`` and ``hard_to_easy`` add up
-  to 1 by themselves and keep their shares.
+* The numbers are exactly those of slime's curriculum example, so that training runs stay comparable.
+* Weights are normalised over the sources later. Pairs such as ``easy_to_hard`` and ``hard_to_easy`` already add up to
+  1, so normalising does not change them.
 """
 
 from __future__ import annotations

@@ -42,10 +42,10 @@ install_debian_packages() {
     if ((EUID != 0)) || ! command -v apt-get >/dev/null || ! grep -qs '^ID=debian$' /etc/os-release; then
         why='only root on Debian can install them'
     elif [[ -d /run/systemd/system ]]; then
-        why='here their installation would start services'
+        why='installing them on this machine would start services'
     else
         why=$(_load_and_unpack "${missing[@]}" 2>&1) && return 0
         why="apt-get said: $(tail -n 3 <<<"${why:-nothing within its deadline}")"
     fi
-    say "Not installed, so that tests which need them are skipped: ${missing[*]} ($why)"
+    say "Not installed, so tests that need them are skipped: ${missing[*]} ($why)"
 }

@@ -26,8 +26,8 @@ find_python() {
             return
         fi
     done
-    say "No Python >= 3.11 with the module venv was found (tried python3.11 to python3.13, python3)."
-    say "On Debian: apt-get install python3.11 python3.11-venv. To use another one: PYTHON=/path/to/python3 $0"
+    say "Found no Python >= 3.11 with the module venv (tried python3.11 to python3.13, python3)."
+    say "On Debian: apt-get install python3.11 python3.11-venv. To use another Python: PYTHON=/path/to/python3 $0"
     return 1
 }
 
@@ -49,7 +49,7 @@ _install() {
     say "Installing the $name set into ${venv_dir##*/} …"
     pip=("$venv_dir/bin/python" -m pip install -q --disable-pip-version-check)
     { "${pip[@]}" "pip==$pip_version" && "${pip[@]}" "${pins[@]}" "$@" && slim_down; } || {
-        say "The installation failed; pip has said why above. Without a way to a package index nothing can be installed."
+        say "The installation failed; pip's messages are above. It needs access to a Python package index."
         return 1
     }
     printf '%s\n' "$stamp" >"$venv_dir/stamp-$name"

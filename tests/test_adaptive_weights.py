@@ -231,7 +231,7 @@ def test_a_required_parameter_named_stats_makes_it_adaptive(module: Path) -> Non
 def test_where_there_are_no_statistics_adaptive_weights_are_refused(module: Path, tmp_path: Path) -> None:
     with pytest.raises(FilterError, match="functions of the step alone"):
         RewardCaps(["a"], [PATH + "learnability"])
-    with pytest.raises(ValueError, match="asks for stats, which slime does not give"):
+    with pytest.raises(ValueError, match="needs stats, which slime does not provide"):
         read_weights(make_args(tmp_path, {"a": 1, "b": PATH + "learnability"}))
 
 

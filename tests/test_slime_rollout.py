@@ -140,13 +140,13 @@ def test_what_cannot_be_is_said(tmp_path: Path) -> None:
     config = write_config(tmp_path, rollout={"num_rollout": 1})
     with daemon(config) as process:
         source = DaemonDataSource(args_of(process))
-        with pytest.raises(ValueError, match="rollout_batch_size 4, slime's option says 8"):
+        with pytest.raises(ValueError, match="rollout_batch_size 4, but slime's option is 8"):
             generate_rollout(args_of(process, rollout_batch_size=8), 0, Namespace())
         with pytest.raises(BadRequest, match="eval-function-path"):
             generate_rollout(args_of(process), 0, source, evaluation=True)
         with pytest.raises(BadRequest, match="rollout-function-path"):
             source.get_samples(1)
-        with pytest.raises(BadRequest, match="given back"):
+        with pytest.raises(BadRequest, match="do not return samples"):
             source.add_samples([[Sample()]])
         source.add_samples([])
 

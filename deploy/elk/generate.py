@@ -1,6 +1,6 @@
 """Writes the component template of the figures and the Kibana dashboard, from the names that the daemon logs.
 
-``python deploy/elk/generate.py``; a test fails when the committed files are not what it writes.
+Run ``python deploy/elk/generate.py``. A test fails when the committed files differ from what it writes.
 """
 
 from __future__ import annotations
@@ -69,16 +69,16 @@ EVENTS = "not event.dataset: step* and not event.dataset: journal"
 
 # title, kind of series, query, how values of a bucket of time become one, field, split by
 PANELS = (
-    ("Share asked for, by source", "area_stacked", BY_SOURCE, "average", "rollout.weight", "source.name"),
+    ("Weight, by source", "area_stacked", BY_SOURCE, "average", "rollout.weight", "source.name"),
     ("Samples handed out, by source", "bar_stacked", BY_SOURCE, "sum", "rollout.sample_count", "source.name"),
     ("Mean reward, by source", "line", IN_BATCH, "average", "rollout.raw_reward.mean", "source.name"),
-    ("Mean tokens of a response, by source", "line", IN_BATCH, "average", "rollout.response_len.mean", "source.name"),
+    ("Mean response tokens, by source", "line", IN_BATCH, "average", "rollout.response_len.mean", "source.name"),
     ("Groups buffered, by source", "line", BY_SOURCE, "average", "rollout.buffer_groups", "source.name"),
     ("Groups in flight, by source", "line", BY_SOURCE, "average", "rollout.in_flight", "source.name"),
     ("Highest staleness, by source", "line", BY_SOURCE, "max", "rollout.staleness.max", "source.name"),
     ("Groups dropped, by reason", "bar_stacked", DROPS, "sum", "drop.groups", "drop.reason"),
-    ("Seconds that the trainer waited", "bar_stacked", BY_STEP, "sum", "rollout.trainer_wait_s", None),
-    ("Warnings of late batches, by cause", "bar_stacked", LATE, "count", "___records___", "cause.kind"),
+    ("Trainer waited, in seconds", "bar_stacked", BY_STEP, "sum", "rollout.trainer_wait_s", None),
+    ("Late-batch warnings, by cause", "bar_stacked", LATE, "count", "___records___", "cause.kind"),
 )  # fmt: skip
 
 WIDTH, HEIGHT = 24, 12  # of a panel, in Kibana's grid of 48 columns

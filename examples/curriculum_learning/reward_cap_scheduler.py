@@ -1,9 +1,9 @@
 """Schedules for ``data_source_reward_caps``: the built-in ones, and one of your own to start from.
 
-A cap is a function of the rollout step, from 0, that gives the mean reward above which a group of that source is too
-easy to train on; such groups are dropped and counted, and others are generated in their place. A config names it by its
-dotted path, ``examples.curriculum_learning.reward_cap_scheduler.increasing_cap``, from the directory that ``examples``
-is in.
+A cap is a function of the rollout step (from 0). It returns the mean reward above which a group of that source is too
+easy to train on. Such groups are dropped and counted, and others are generated in their place. A config gives the
+dotted path, ``examples.curriculum_learning.reward_cap_scheduler.increasing_cap``, starting in the directory that has
+``examples``.
 """
 
 from __future__ import annotations
@@ -33,5 +33,5 @@ __all__ = [
 
 
 def my_custom_cap(rollout_step: int) -> float:
-    """No cap at all (1.0, where rewards are at most 1) for 50 steps, then 0.8."""
+    """No cap for 50 steps (1.0, if rewards are at most 1), then 0.8."""
     return 1.0 if rollout_step < 50 else 0.8

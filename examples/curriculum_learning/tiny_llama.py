@@ -1,14 +1,14 @@
-"""A llama of one layer in numpy and autograd, small enough to learn on a laptop, and its GGUF file for llama.cpp.
+"""A llama with one layer in numpy and autograd, small enough to learn on a laptop, and its GGUF file for llama.cpp.
 
-43,200 parameters: width 64, 4 heads, feed-forward 128, an untied head, a vocabulary of 16. The forward pass computes
-what llama.cpp computes from the file: its log-probabilities and the server's agree to about 1e-3, which is the rounding
-of the server's key-value cache to 16 bits.
+43,200 parameters: width 64, 4 heads, feed-forward 128, an untied output head, a vocabulary of 16. The forward pass
+computes the same as llama.cpp: its log-probabilities and the server's agree to about 1e-3. The difference comes from
+the server's 16-bit key-value cache.
 
 Invariants:
 
-* float32 throughout. numpy promotes on float64 *arrays and scalars* (not on Python's floats), so none may enter.
-* Tensors are (out, in), row-major, under the names that they have in the file. RoPE turns neighbouring channels
-  (0, 1), (2, 3), …, as llama.cpp does for this architecture: nothing has to be permuted.
+* float32 throughout. One float64 *array or scalar* (not a Python float) makes numpy promote to float64: there is none.
+* Tensors are (out, in), row-major, with the names of the file. RoPE rotates neighbouring channels (0, 1), (2, 3), …, as
+  llama.cpp does for this architecture, so nothing has to be permuted.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Array = numpy.ndarray[Any, Any]
 Parameters = dict[str, Array]
 
 SYMBOLS: Final = ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9", ".", "=", "r", "s", "<|begin|>", "<|end|>")
-"""By token id; the last two are control tokens. `r` and `s` are room for tasks of your own."""
+"""By token id; the last two are control tokens. `r` and `s` are free for tasks of your own."""
 
 BEGIN: Final = 14
 END: Final = 15
@@ -54,7 +54,7 @@ NORM_EPSILON: Final = 1e-5
 
 
 def initial_parameters(seed: int) -> Parameters:
-    """Parameters that know nothing: the small head makes every token about equally likely."""
+    """Random parameters; the small output head makes all tokens about equally likely."""
     draw = numpy.random.Generator(numpy.random.PCG64(seed))
 
     def normal(rows: int, columns: int, deviation: float | None = None) -> Array:
@@ -77,11 +77,11 @@ def initial_parameters(seed: int) -> Parameters:
 
 
 def log_probabilities(parameters: Parameters, tokens: Array) -> Any:
-    """[S, L, 16] float32: at each place the log-probabilities of the next token.
+    """[S, L, 16] float32: at each position the log-probabilities of the next token.
 
     Args:
-        parameters: arrays, or what autograd puts in their place.
-        tokens: [S, L] token ids; what fills rows at their right end changes nothing before it.
+        parameters: arrays, or autograd's replacements for them.
+        tokens: [S, L] token ids; padding on the right does not affect what comes before it.
     """
     x = one_hot(tokens) @ parameters["token_embd.weight"]
     x = x + _attention(parameters, _norm(x, parameters["blk.0.attn_norm.weight"]))
@@ -112,7 +112,7 @@ def _attention(parameters: Parameters, x: Any) -> Any:
         return y * cos + (y @ QUARTER_TURN) * sin
 
     scores = turned(heads("q")) @ np.transpose(turned(heads("k")), (0, 1, 3, 2)) / math.sqrt(HEAD_WIDTH)
-    scores = scores + numpy.triu(numpy.full((length, length), -1e9, numpy.float32), 1)  # nobody sees the future
+    scores = scores + numpy.triu(numpy.full((length, length), -1e9, numpy.float32), 1)  # causal mask
     weights = np.exp(scores - np.max(scores, axis=-1, keepdims=True))
     weights = weights / np.sum(weights, axis=-1, keepdims=True)
     mixed = np.reshape(np.transpose(weights @ heads("v"), (0, 2, 1, 3)), (samples, length, WIDTH))
@@ -126,7 +126,7 @@ def _feed_forward(parameters: Parameters, x: Any) -> Any:
 
 
 def _angles(length: int) -> tuple[Array, Array]:
-    """Cosine and sine, [L, HEAD_WIDTH]: the angle of a pair of channels falls from 1 to 1 / base a token."""
+    """Cosine and sine, [L, HEAD_WIDTH]: the angle per token falls from 1 to 1 / base over the pairs of channels."""
     frequency = ROPE_BASE ** (-numpy.arange(0, HEAD_WIDTH, 2) / HEAD_WIDTH)
     angles = numpy.repeat(numpy.outer(numpy.arange(length), frequency), 2, axis=1)
     return numpy.cos(angles).astype(numpy.float32), numpy.sin(angles).astype(numpy.float32)
@@ -147,7 +147,7 @@ QUARTER_TURN: Final = _quarter_turn()
 
 
 def write_gguf(parameters: Parameters, path: Path) -> None:
-    """Write the parameters for llama.cpp, at one go: whoever reads an earlier file of that name keeps it."""
+    """Write the parameters for llama.cpp atomically: a reader of an earlier file of that name keeps it."""
     unfinished = path.with_suffix(".unfinished")
     writer = gguf.GGUFWriter(unfinished, "llama")
     writer.add_name("tiny-copyist")
@@ -166,7 +166,7 @@ def write_gguf(parameters: Parameters, path: Path) -> None:
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(list(SYMBOLS))
     writer.add_token_types([gguf.TokenType.NORMAL] * BEGIN + [gguf.TokenType.CONTROL] * 2)
-    writer.add_token_merges(["0 1"])  # the loader wants one; it joins to no token
+    writer.add_token_merges(["0 1"])  # the loader requires one; it matches no token
     writer.add_bos_token_id(BEGIN)
     writer.add_eos_token_id(END)
     writer.add_add_bos_token(False)

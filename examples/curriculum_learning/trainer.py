@@ -1,18 +1,18 @@
-"""A whole trainer: GRPO on the daemon's batches, with new parameters in the engine after every one. Made to be copied.
+"""A complete trainer: GRPO on the daemon's batches, with new parameters in the engine after each one. Copy it.
 
-    python -m examples.curriculum_learning.trainer state/demo-trainer --init    # the first parameters
-    orchestrator run config/demo.yaml                                           # with their file as its engine's model
+    python -m examples.curriculum_learning.trainer state/demo-trainer --init    # writes the first parameters
+    orchestrator run config/demo.yaml                                           # its engine loads them
     python -m examples.curriculum_learning.trainer state/demo-trainer           # trains until the run is finished
 
-`orchestrator demo` does these three for you. Of this project a trainer needs `orchestrator.client` alone; the rest of
-this one is numpy, autograd and the model (`tiny_llama.py`). docs/your-own-trainer.md goes on from here to torch.
+`orchestrator demo` does all three for you. The only part of this project that a trainer needs is `orchestrator.client`.
+The rest of this file is numpy, autograd and the model (`tiny_llama.py`). docs/your-own-trainer.md continues to torch.
 
 Invariants:
 
-* The policy version is the number of batches trained on. What is saved is enough to go on: it is saved after each batch
-  and before its parameters are published, and a batch is acknowledged after both. So whatever is killed wherever, each
-  batch is trained on exactly once: one that comes again and is already in what was saved is passed over.
-* The engine never serves a file that is being written, nor one that is written next.
+* The policy version is the number of batches trained on. The state is saved after each batch, before its parameters are
+  published, and the batch is acknowledged after both. So each batch is trained on exactly once, whatever is killed: a
+  batch that comes again although the saved state includes it is skipped.
+* The engine never serves a file that is being written or is written next.
 """
 
 from __future__ import annotations
@@ -35,25 +35,25 @@ from orchestrator.errors import ConnectionLost, UpdateFailed
 from .tiny_llama import PAD, Parameters, initial_parameters, log_probabilities, one_hot, write_gguf
 
 UPDATES: Final = 2
-"""Gradient steps a batch."""
+"""Gradient steps for each batch."""
 
 LOWEST_RATIO, HIGHEST_RATIO = 0.8, 1.25
-"""Beyond these the ratio of new to old probability has no gradient (the clipping of PPO, arXiv:1707.06347)."""
+"""Outside this range the ratio of new to old probability has no gradient (PPO's clipping, arXiv:1707.06347)."""
 
 ADVANTAGE_EPSILON: Final = 0.1
 """Added to the standard deviation of a group's rewards: one lucky answer of eight counts 2.0, not 2.6."""
 
 ENTROPY_BONUS: Final = 0.015
-"""What keeps a policy that found a half answer looking for the whole one."""
+"""Keeps a policy that has found half of an answer looking for the rest."""
 
 LEARNING_RATE: Final = 2e-3
 ADAM_DECAYS: Final = (0.9, 0.99)
 ADAM_EPSILON: Final = 1e-8
 LARGEST_NORM: Final = 1.0
-"""Of the gradient, over all parameters."""
+"""Largest norm of the gradient, over all parameters."""
 
 PATIENCE_S: Final = 60.0
-"""How long a daemon or an engine may be away: both are being started again."""
+"""How long a daemon or an engine may be unavailable while it restarts."""
 
 
 # -- what is learned ---------------------------------------------------------------------------------------------------
@@ -61,7 +61,7 @@ PATIENCE_S: Final = 60.0
 
 @dataclass
 class State:
-    """Everything that training depends on; ``step`` is the number of batches trained on, and the policy version."""
+    """Everything that training depends on; ``step`` is both the number of batches trained on and the policy version."""
 
     parameters: Parameters
     mean: Parameters
@@ -83,7 +83,7 @@ class State:
             return cls(p, m, s, int(file["step"]))
 
     def save(self, path: Path) -> None:
-        """Write everything, at one go."""
+        """Write everything atomically."""
         named = zip("pms", (self.parameters, self.mean, self.square), strict=True)
         arrays: dict[str, Any] = {f"{part}/{name}": array for part, of in named for name, array in of.items()}
         unfinished = path.with_suffix(".unfinished.npz")
@@ -92,10 +92,10 @@ class State:
 
 
 def update(state: State, batch: Batch) -> float:
-    """Learn from a batch; returns how far our log-probabilities and the engine's are apart, on average.
+    """Learn from a batch; returns the mean distance between our log-probabilities and the engine's.
 
-    That is of the tokens of this very policy, and the check of the whole loop: some 1e-3 (the engine's cache is of 16
-    bits), unless tokens bear the version of other parameters than those that they were drawn with.
+    It covers the tokens of the current policy and checks the whole loop. It is about 1e-3 (the engine has a 16-bit
+    cache), unless tokens carry another version than that of the parameters that produced them.
     """
     arrays = batch.padded(pad_token_id=PAD)
     tokens, mask = arrays["tokens"], arrays["loss_mask"][:, 1:].astype(numpy.float32)
@@ -105,7 +105,7 @@ def update(state: State, batch: Batch) -> float:
 
     def loss(parameters: Parameters) -> Any:
         every = log_probabilities(parameters, tokens[:, :-1])
-        ratio = np.exp(np.sum(every * chosen, axis=-1) - engine)  # against what the tokens were drawn with, always
+        ratio = np.exp(np.sum(every * chosen, axis=-1) - engine)  # always against the policy that sampled
         gain = np.minimum(ratio * advantages, np.clip(ratio, LOWEST_RATIO, HIGHEST_RATIO) * advantages)
         entropy = -np.sum(np.exp(every) * every, axis=-1)
         return -np.sum((gain + ENTROPY_BONUS * entropy) * mask) / numpy.float32(mask.sum())
@@ -138,13 +138,13 @@ def _adam(state: State, gradient: Parameters, number: int) -> None:
 
 def train(client: RolloutClient, folder: Path, state: State) -> None:
     """Take batches until the run is finished."""
-    publish(client, folder, state)  # a trainer that was killed may have saved these and not published them
+    publish(client, folder, state)  # a killed trainer may have saved these without publishing them
     began = time.perf_counter()
     for batch in client.batches(timeout_s=10 * PATIENCE_S, reconnect_s=PATIENCE_S):
         if batch.step < state.step:
             continue  # trained on before we were killed; asking for the next one acknowledges it
         persist(client.pause_generation)  # a step takes a fifth of a second: without this line the next batch would be
-        received = time.perf_counter()  # finished with the old parameters, before there are new ones
+        received = time.perf_counter()  # finished with the old parameters before the new ones are ready
         gap = update(state, batch)
         trained = time.perf_counter()
         note(folder, batch, {"gap": gap, "wait_s": received - began, "train_s": trained - received})
@@ -154,10 +154,10 @@ def train(client: RolloutClient, folder: Path, state: State) -> None:
 
 
 def publish(client: RolloutClient, folder: Path, state: State) -> None:
-    """Have the engine load our parameters; a daemon or an engine that is being started again is waited for.
+    """Load our parameters into the engine; waits for a daemon or an engine that is restarting.
 
-    Generations in flight are cut, and continued with the new parameters: every token is recorded under the version that
-    it was drawn with.
+    Generations in flight are interrupted and continued with the new parameters. Every token is recorded with the
+    version that produced it.
     """
     path = folder / f"policy-{state.step % 2}.gguf"  # two files in turn: the engine reads the other one
     write_gguf(state.parameters, path)
@@ -166,7 +166,7 @@ def publish(client: RolloutClient, folder: Path, state: State) -> None:
 
 
 def persist(call: Callable[[], Any]) -> None:
-    """Call again while the daemon or all engines are away. Each of these calls may be repeated."""
+    """Retry a call while the daemon or all engines are unavailable. Each of these calls may be repeated."""
     give_up_at = time.monotonic() + PATIENCE_S
     while True:
         try:
@@ -180,9 +180,10 @@ def persist(call: Callable[[], Any]) -> None:
 
 
 def note(folder: Path, batch: Batch, more: dict[str, Any]) -> None:
-    """Append what a batch was like to ``progress.jsonl``, for whoever wants to see or draw it.
+    """Append the figures of a batch to ``progress.jsonl``, for display and plots.
 
-    It is written before the state is saved: a step that is trained on again after a kill stands there twice, equally.
+    It is written before the state is saved: a step that is trained on again after a kill appears twice, with the same
+    figures.
     """
     rewards: dict[str, list[float]] = {}
     for group in batch.groups:
@@ -207,10 +208,12 @@ def note(folder: Path, batch: Batch, more: dict[str, Any]) -> None:
 def main() -> None:
     """The command line; see the module's docstring."""
     parser = argparse.ArgumentParser(description="Train a tiny llama on the daemon's batches.")
-    parser.add_argument("folder", type=Path, help="where parameters, the trainer's state and progress.jsonl are kept")
-    parser.add_argument("--init", action="store_true", help="write the first parameters and end")
-    parser.add_argument("--seed", type=int, default=0, help="of the first parameters")
-    parser.add_argument("--socket", help="the daemon's socket; default $ORCHESTRATOR_SOCKET, run/orchestrator.sock")
+    parser.add_argument("folder", type=Path, help="folder for parameters, the trainer's state and progress.jsonl")
+    parser.add_argument("--init", action="store_true", help="write the first parameters and exit")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first parameters")
+    parser.add_argument(
+        "--socket", help="the daemon's socket (default: $ORCHESTRATOR_SOCKET, then run/orchestrator.sock)"
+    )
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
     saved = given.folder / "trainer.npz"

@@ -1,8 +1,8 @@
 """Schedules for ``data_source_weights``: the six built-in ones, and one of your own to start from.
 
-A schedule is a function of the rollout step, from 0, that gives the weight of one source: a finite number of at least
-0. Weights of a step are normalised over the sources, so only their ratios count. A config names it by its dotted path,
-``examples.curriculum_learning.weight_scheduler.my_custom_schedule``, from the directory that ``examples`` is in.
+A schedule is a function of the rollout step (from 0) that returns the weight of one source: a finite number of at least
+0. The weights of a step are normalised over the sources, so only their ratios count. A config gives the dotted path,
+``examples.curriculum_learning.weight_scheduler.my_custom_schedule``, starting in the directory that has ``examples``.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ def my_custom_schedule(rollout_step: int) -> float:
 
 
 def until_learned(rollout_step: int, stats: SourceStats) -> float:
-    """Nearly everything until this source's mean reward has passed 0.85, and from then on a quarter of 1.
+    """Nearly the whole batch until this source's mean reward has passed 0.85, and a weight of 0.25 from then on.
 
-    Beside a source of weight 1 that is a share of all but one in a million, then of 20 %. The mean is of some ten
+    Next to a source of weight 1, its share is all but one in a million, and later 20%. The mean covers some ten
     batches, so that one lucky batch is not enough.
 
-    A function that asks for ``stats`` is told how its source is doing (docs/adaptive_weights.md); ``stats.weight`` is
-    what was in force last.
+    A function with the parameter ``stats`` gets the statistics of its source (docs/adaptive_weights.md);
+    ``stats.weight`` is the last weight in force.
     """
     was_learned = stats.weight == LEARNED_WEIGHT
     return LEARNED_WEIGHT if was_learned or (stats.groups and stats.mean > LEARNED_REWARD) else UNLEARNED_WEIGHT

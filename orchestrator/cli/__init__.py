@@ -2,8 +2,8 @@
 
 Invariants:
 
-* Modules of commands import what is heavy when a command runs, so that ``--help`` is quick.
-* Exit codes are those of ``exit_codes``; every error that is ours ends as one plain message, never as a traceback.
+* Command modules import heavy dependencies only when a command runs, so that ``--help`` is fast.
+* Exit codes are those of ``exit_codes``. Every error of our own is printed as one plain message, never as a traceback.
 * Every ``--help`` ends with an example.
 """
 
@@ -85,11 +85,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"orchestrator: {error}", file=sys.stderr)
         return FAILED
     except BrokenPipeError:
-        return _reader_gone()
+        return _discard_output()
     return result if isinstance(result, int) else OK
 
 
-def _reader_gone() -> int:
-    """The reader of our output has gone, as `| head` does: what Python still holds of it goes nowhere, quietly."""
+def _discard_output() -> int:
+    """The reader closed the pipe, as `| head` does: send what Python still buffers to /dev/null, without an error."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return OK

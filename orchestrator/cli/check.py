@@ -1,9 +1,9 @@
-"""``orchestrator check``: whether a config can be used, without contacting an engine.
+"""``orchestrator check``: check a config without contacting an engine.
 
 Invariants:
 
-* A config that cannot be used is a :class:`~orchestrator.errors.ConfigError` with all its problems, which the command
-  line prints to standard error, one line each, with exit code 78; the report goes to standard output.
+* A config that cannot be used raises a :class:`~orchestrator.errors.ConfigError` with all its problems. The command
+  line prints them to standard error, one a line, with exit code 78. The report goes to standard output.
 """
 
 from __future__ import annotations
@@ -22,18 +22,19 @@ if TYPE_CHECKING:
     from orchestrator.config import Config
     from orchestrator.config.examine import Examination
 
-__all__ = ["check", "follows_the_run", "write_out"]
+__all__ = ["adaptive_note", "check", "write_out"]
 
 
 def check(config: Path, /) -> int:
     """Check a config: keys, values, functions, prompt files, and the weights of the coming steps.
 
-    No engine is contacted. Exit code 78 and one line for each problem if the config cannot be used.
+    No engine is contacted. If the config cannot be used, each problem is
+    printed on one line and the exit code is 78.
 
     Parameters
     ----------
     config
-        The YAML file.
+        The config file (YAML).
     """
     import anyio
     from rich.console import Console
@@ -50,7 +51,7 @@ def check(config: Path, /) -> int:
     with console.capture() as report:  # rich would end the process itself, with 1, on a closed pipe
         console.print(_sources(loaded.config, found))
         if found.adaptive:
-            console.print(follows_the_run(found.adaptive))
+            console.print(adaptive_note(found.adaptive))
         for engine in loaded.config.engines:
             console.print(f"engine {escape(str(engine.name))} ({engine.kind})")
         for warning in found.warnings:
@@ -60,18 +61,18 @@ def check(config: Path, /) -> int:
     return OK
 
 
-def follows_the_run(adaptive: Sequence[str]) -> str:
-    """What to know of weights that no table can foretell."""
-    return f"adaptive, shown as they are before anything is seen; a run moves them: {', '.join(adaptive)}"
+def adaptive_note(adaptive: Sequence[str]) -> str:
+    """A note on weights that depend on the run, which no table can show in advance."""
+    return f"adaptive weights are shown at their starting values; they change during a run: {', '.join(adaptive)}"
 
 
 def write_out(text: str) -> None:
-    """Write to standard output; a reader that has closed the pipe, as `| head` does, is no failure."""
+    """Write to standard output. A reader that has closed the pipe, as `| head` does, is not an error."""
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError:
-        # Python flushes once more at exit, and would end with 120: there must be something that takes what is left.
+        # Python flushes once more at exit and would exit with 120, so something has to accept the rest.
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)

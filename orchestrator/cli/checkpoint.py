@@ -30,41 +30,41 @@ def _client(socket: Socket) -> RolloutClient:
 
 @checkpoint.command(help_epilogue="Example: orchestrator checkpoint save step-100 --trained-through 99")
 def save(name: str, /, *, trained_through: int | None = None, socket: Socket = None) -> None:
-    """Save a checkpoint of now. It costs no copy of what is buffered.
+    """Save a checkpoint of the current state. Buffered groups are not copied.
 
     Parameters
     ----------
     name
-        Of the checkpoint; one of the same name is replaced.
+        Name of the checkpoint. An existing one of this name is replaced.
     trained_through
-        Batches up to this step count as acknowledged; without it none does that was not.
+        Count batches up to this step as acknowledged. Without it, only those that were acknowledged.
     socket
         The daemon's socket.
     """
     with _client(socket) as client:
         step = client.save(name, trained_through)["step"]
-    print(f"checkpoint {name} of step {step} is saved")
+    print(f"saved checkpoint {name} at step {step}")
 
 
 @checkpoint.command(help_epilogue="Example: orchestrator checkpoint load step-100")
 def load(name: str, /, *, socket: Socket = None) -> None:
-    """Go back to a checkpoint. All leases end; nothing is generated until a policy version is set.
+    """Go back to a checkpoint. All leases expire. Nothing is generated until a policy version is set.
 
     Parameters
     ----------
     name
-        Of the checkpoint.
+        Name of the checkpoint.
     socket
         The daemon's socket.
     """
     with _client(socket) as client:
         step = client.load(name)["step"]
-    print(f"checkpoint {name} is loaded: step {step}; set a policy version to go on (set_policy_version)")
+    print(f"loaded checkpoint {name} at step {step}; set a policy version to continue (set_policy_version)")
 
 
 @checkpoint.command(name="list", help_epilogue="Example: orchestrator checkpoint list")
 def show(*, socket: Socket = None) -> None:
-    """List the checkpoints, the oldest first.
+    """List the checkpoints, oldest first.
 
     Parameters
     ----------
@@ -89,17 +89,17 @@ def show(*, socket: Socket = None) -> None:
             f"{entry['size_bytes'] / 2**20:.1f} MiB",
             entry["damage"] or f"{datetime.fromtimestamp(entry['saved_at']).astimezone():%Y-%m-%d %H:%M:%S}",
         )
-    Console(highlight=False).print(table if checkpoints else "no checkpoint has been saved")
+    Console(highlight=False).print(table if checkpoints else "there are no checkpoints")
 
 
 @checkpoint.command(help_epilogue="Example: orchestrator checkpoint verify")
 def verify(
-    name: Annotated[str | None, Parameter(help="Of the checkpoint; without it all of them.")] = None,
+    name: Annotated[str | None, Parameter(help="Name of the checkpoint (default: all of them).")] = None,
     /,
     *,
     socket: Socket = None,
 ) -> int:
-    """Check every checksum; the exit code is 1 if something is wrong.
+    """Verify every checksum. The exit code is 1 if anything is damaged.
 
     Parameters
     ----------
@@ -109,5 +109,5 @@ def verify(
     with _client(socket) as client:
         problems = client.verify_checkpoints(name)
     for checked, found in problems.items():
-        print(f"{checked}: {'; '.join(found) if found else 'sound'}")
+        print(f"{checked}: {'; '.join(found) if found else 'OK'}")
     return int(any(problems.values()))

@@ -2,9 +2,9 @@
 
 Invariants:
 
-* Everything is written to a folder of its own, which is removed unless ``--keep`` names it, and to one picture.
-* However the command is told to end, by the keyboard, SIGTERM or a terminal that is closed, what it started ends first.
-* Exit code 0 says that the runs are finished, not that they learned: the tables say that.
+* It writes one plot, and everything else to a folder of its own, which is removed unless ``--keep`` names it.
+* However the command is stopped (keyboard, SIGTERM, a closed terminal), the processes that it started end first.
+* Exit code 0 says that the runs finished. Whether they learned is in the tables.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 __all__ = ["demo"]
 
 FRESH_SEEDS = 3
-"""Seeds of ``--compare``, unless said otherwise."""
+"""Default number of seeds of ``--compare``."""
 
 LINE_EVERY = 25
-"""Steps from line to line, where there is no terminal to draw on."""
+"""Steps between two lines of output where there is no terminal."""
 
 
 def demo(
@@ -51,27 +51,27 @@ def demo(
     picture: Path = Path("demo.png"),
     http: str | None = None,
 ) -> int:
-    """Train a tiny policy from nothing, on this machine, and draw what it learned.
+    """Train a tiny policy from scratch on this machine, and plot what it learned.
 
-    A daemon with its own llama.cpp server and a trainer run as processes of
-    their own; killed, they are started again and go on.
+    The daemon, its llama.cpp server and a trainer run as separate processes.
+    Kill any of them: it is restarted and the run continues.
 
     Parameters
     ----------
     schedule
-        The mixture: `curriculum` (the hard source when the easy one is learned), `mix` (both alike), `hard-only`.
+        The mixture: `curriculum` (hard prompts once the easy ones are learned), `mix` (half and half), `hard-only`.
     steps
-        Batches to train on.
+        Number of batches to train on.
     seeds
-        How many runs of each schedule, one after the other (1; 3 with --compare).
+        Runs of each schedule, one after the other (default: 1, or 3 with --compare).
     first_seed
-        Seed of the first run; the next ones count up.
+        Seed of the first run; later runs count up from it.
     compare
-        All three schedules, drawn together.
+        Run all three schedules and plot them together.
     keep
-        A folder for state, logs and parameters, which stays. Given again, unfinished runs go on.
+        Keep state, logs and parameters in this folder. Give it again to continue unfinished runs.
     picture
-        Where the picture is written, a PNG file.
+        Where to write the plot (a PNG file).
     http
         Address of the daemon's live page, such as 127.0.0.1:8642.
     """
@@ -88,29 +88,29 @@ def demo(
         (n, seed) for n in (SCHEDULES if compare else [schedule]) for seed in range(first_seed, first_seed + count)
     ]
     try:
-        with _told_to_end(), _folder(keep) as folder:
+        with _signals_interrupt(), _folder(keep) as folder:
             runs = [_watch(folder / f"{name}-{seed}", name, seed, steps, http, console) for name, seed in wanted]
     except KeyboardInterrupt:
-        console.print("Interrupted." + (f" With --keep {keep} again it goes on." if keep else ""))
+        console.print("Interrupted." + (f" To continue, run it again with --keep {keep}." if keep else ""))
         return FAILED
     _conclude(runs, steps, picture, console)
     if keep is not None:
-        console.print(f"Everything else is in {keep}", soft_wrap=True)
+        console.print(f"All other files are in {keep}", soft_wrap=True)
     return OK
 
 
 def _picture_problem(picture: Path) -> str | None:
-    """Why it cannot be written, if that is so: to be said before the runs and not after them."""
+    """Why the plot cannot be written, if so: to be reported before the runs and not after them."""
     if picture.suffix.lower() != ".png":
-        return f"{picture}: the picture is a PNG file; write --picture {picture.with_suffix('.png').name}"
+        return f"{picture}: the plot is a PNG file; use --picture {picture.with_suffix('.png').name}"
     if not os.access(picture.parent, os.W_OK):
-        return f"{picture}: nothing can be written in that folder; name another one with --picture"
+        return f"{picture}: this folder is not writable; choose another one with --picture"
     return None
 
 
 @contextmanager
-def _told_to_end() -> Iterator[None]:
-    """SIGTERM and SIGHUP are like an interrupt from the keyboard: processes are ended and folders removed."""
+def _signals_interrupt() -> Iterator[None]:
+    """SIGTERM and SIGHUP act like an interrupt from the keyboard: processes are stopped and folders removed."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -133,7 +133,7 @@ def _folder(keep: Path | None) -> Iterator[Path]:
 
 
 def _watch(folder: Path, schedule: Schedule, seed: int, steps: int, http: str | None, console: Console) -> Run:
-    """One run with its display: live on a terminal, a line every now and then elsewhere."""
+    """One run with its display: live in a terminal, a line every :data:`LINE_EVERY` steps elsewhere."""
     from rich.live import Live
 
     from orchestrator.demo.display import live, summary
@@ -154,12 +154,12 @@ def _watch(folder: Path, schedule: Schedule, seed: int, steps: int, http: str | 
 def _lines(console: Console) -> Callable[[Moment], None]:
     from orchestrator.demo.display import headline
 
-    told = 0
+    printed = 0
 
     def show(moment: Moment) -> None:
-        nonlocal told
-        if len(moment.run.steps) // LINE_EVERY > told:
-            told = len(moment.run.steps) // LINE_EVERY
+        nonlocal printed
+        if len(moment.run.steps) // LINE_EVERY > printed:
+            printed = len(moment.run.steps) // LINE_EVERY
             rewards = ((name, moment.run.rewards(name).last) for name in moment.run.sources)
             seen = ", ".join(f"{name} {reward:.2f}" for name, reward in rewards if reward is not None)
             console.print(f"{headline(moment)}; reward: {seen}", soft_wrap=True)
@@ -168,7 +168,7 @@ def _lines(console: Console) -> Callable[[Moment], None]:
 
 
 def _conclude(runs: list[Run], steps: int, picture: Path, console: Console) -> None:
-    """Draw all runs, by schedule; several are compared in a table as well."""
+    """Plot all runs by schedule; several runs are also compared in a table."""
     from orchestrator.demo.display import comparison
     from orchestrator.demo.picture import Panel, draw
 
@@ -180,4 +180,4 @@ def _conclude(runs: list[Run], steps: int, picture: Path, console: Console) -> N
     draw(panels, picture, title="A policy of 43,200 parameters learns to repeat digits")
     if len(runs) > 1:
         console.print(comparison(runs))
-    console.print(f"The picture of it is {picture}", soft_wrap=True)
+    console.print(f"The plot is {picture}", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""``orchestrator engines``: the engines of a running daemon, and which of them it uses."""
+"""``orchestrator engines``: show, add, drain, resume and remove engines of a running daemon."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["engines"]
 
 engines = App(
     name="engines",
-    help="Show the engines of a running daemon; add, drain, resume, remove one. What is done is kept across restarts.",
+    help="Show, add, drain, resume and remove engines of a running daemon. Changes survive restarts.",
     help_format="plaintext",
     help_epilogue="""Example: orchestrator engines add '{kind: sglang, url: "http://127.0.0.1:30001"}'""",
 )
@@ -51,7 +51,7 @@ def add(engine: str, /, *, socket: Socket = None) -> None:
     Parameters
     ----------
     engine
-        As the config file says it; relative paths are relative to the daemon's working directory.
+        The engine, written as in the config file. Relative paths are relative to the daemon's working directory.
     socket
         The daemon's socket.
     """
@@ -61,13 +61,13 @@ def add(engine: str, /, *, socket: Socket = None) -> None:
         state = next(entry for entry in client.engines() if entry["name"] == name)
     why = f" ({state['last_error']})" if state["state"] == "down" and state["last_error"] else ""
     if state["state"] == "outdated":
-        why = ": it gets no work until it is known to hold the policy version in force (update_weights)"
-    print(f"{name} was added; it is {state['state']}{why}")
+        why = ": it gets no requests until it is known to hold the current policy version (see update_weights)"
+    print(f"added {name}; it is {state['state']}{why}")
 
 
 @engines.command(help_epilogue="Example: orchestrator engines drain 127.0.0.1:30001")
 def drain(name: str, /, *, socket: Socket = None) -> None:
-    """Send an engine no new requests; those that it has run to their end.
+    """Stop sending new requests to an engine. Requests in flight run to completion.
 
     Parameters
     ----------
@@ -78,12 +78,12 @@ def drain(name: str, /, *, socket: Socket = None) -> None:
     """
     with _client(socket) as client:
         in_flight = client.drain_engine(name)
-    print(f"{name} gets no new requests; it still has {in_flight}")
+    print(f"{name} gets no new requests; {in_flight} still in flight")
 
 
 @engines.command(help_epilogue="Example: orchestrator engines resume 127.0.0.1:30001")
 def resume(name: str, /, *, socket: Socket = None) -> None:
-    """Send a drained engine requests again.
+    """Send requests to a drained engine again.
 
     Parameters
     ----------
@@ -99,7 +99,7 @@ def resume(name: str, /, *, socket: Socket = None) -> None:
 
 @engines.command(help_epilogue="Example: orchestrator engines remove 127.0.0.1:30001")
 def remove(name: str, /, *, socket: Socket = None) -> None:
-    """Let an engine go; what it was doing goes on elsewhere, with its tokens kept.
+    """Remove an engine. Its requests continue on other engines, with their tokens kept.
 
     Parameters
     ----------
@@ -110,4 +110,4 @@ def remove(name: str, /, *, socket: Socket = None) -> None:
     """
     with _client(socket) as client:
         in_flight = client.remove_engine(name)
-    print(f"{name} was removed; {in_flight} requests go on elsewhere")
+    print(f"removed {name}; {in_flight} requests continue on other engines")

@@ -1,7 +1,7 @@
 """What the exit status of every command means; scripts and supervisors may rely on it.
 
-75 and 78 are ``EX_TEMPFAIL`` and ``EX_CONFIG`` of ``sysexits.h``, so that a supervisor can tell them apart without
-knowing us: systemd's ``RestartPreventExitStatus=75 78`` stops it from restarting what cannot succeed.
+75 and 78 are ``EX_TEMPFAIL`` and ``EX_CONFIG`` of ``sysexits.h``, so a supervisor can tell them apart without knowing
+this program. With ``RestartPreventExitStatus=75 78`` systemd does not restart a daemon that cannot start.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from typing import Final
 __all__ = ["BAD_CONFIG", "FAILED", "OK", "TAKEN", "USAGE"]
 
 OK: Final = 0
-"""Done; for ``run`` also: stopped by a signal in good order, or the run is finished."""
+"""Done. For ``run``: stopped cleanly by a signal, or the run is finished."""
 
 FAILED: Final = 1
 """Failed at run time; the message on standard error says why."""
 
 USAGE: Final = 2
-"""Unknown command, option, or value of an option: what every Unix command answers to wrong usage."""
+"""Wrong usage: an unknown command or option, or a bad value, as in every Unix command."""
 
 TAKEN: Final = 75
 """Another daemon holds the state directory or the socket; the same command may succeed later."""

@@ -11,23 +11,23 @@ from cyclopts import Parameter
 __all__ = ["CONNECT_TIMEOUT_S", "Socket", "as_weight", "described", "drain", "pause", "reload", "resume", "set_weight"]
 
 CONNECT_TIMEOUT_S = 1.0
-"""A person asks about a daemon that runs; one that does not is said at once."""
+"""Short, because somebody is waiting: a daemon that does not run is reported at once."""
 
 Socket = Annotated[
     Path | None,
-    Parameter(help="The daemon's socket; without it $ORCHESTRATOR_SOCKET, then run/orchestrator.sock."),
+    Parameter(help="The daemon's socket (default: $ORCHESTRATOR_SOCKET, then run/orchestrator.sock)."),
 ]
 
 
 def set_weight(source: str, weight: str, /, *, socket: Socket = None) -> None:
-    """Set a source's weight at run time, from the next batch on; it is kept across restarts.
+    """Set a source's weight from the next batch on. It survives restarts.
 
     Parameters
     ----------
     source
         Name of the source.
     weight
-        A number, a "lambda step: ...", a dotted path, or "file" for back to the config file.
+        A number, a "lambda step: ..." expression, a dotted path, or "file" to return to the config file.
     socket
         The daemon's socket.
     """
@@ -36,11 +36,12 @@ def set_weight(source: str, weight: str, /, *, socket: Socket = None) -> None:
     value = None if weight == "file" else as_weight(weight)
     with RolloutClient(socket, connect_timeout_s=CONNECT_TIMEOUT_S, client="orchestrator set-weight") as client:
         step = client.set_weight(source, value)["step"]
-    print(f"{source}: {'the weight of the config file' if value is None else f'weight {weight}'} from step {step} on")
+    what = "back to the config file's weight" if value is None else f"weight {weight}"
+    print(f"{source}: {what} from step {step} on")
 
 
 def as_weight(text: str) -> float | str:
-    """A weight as the config has it: a number, or the text."""
+    """A weight as in the config: a number, or the text itself."""
     try:
         return float(text)
     except ValueError:
@@ -48,7 +49,7 @@ def as_weight(text: str) -> float | str:
 
 
 def pause(source: str, /, *, socket: Socket = None) -> None:
-    """Let a source take no part in new batches; it is kept across restarts.
+    """Pause a source: new batches take no groups from it. It stays paused across restarts.
 
     Parameters
     ----------
@@ -61,11 +62,11 @@ def pause(source: str, /, *, socket: Socket = None) -> None:
 
     with RolloutClient(socket, connect_timeout_s=CONNECT_TIMEOUT_S, client="orchestrator pause") as client:
         client.pause(source)
-    print(f"{source} is paused")
+    print(f"paused {source}")
 
 
 def resume(source: str, /, *, socket: Socket = None) -> None:
-    """Let a paused source take part again.
+    """Resume a paused source.
 
     Parameters
     ----------
@@ -78,14 +79,14 @@ def resume(source: str, /, *, socket: Socket = None) -> None:
 
     with RolloutClient(socket, connect_timeout_s=CONNECT_TIMEOUT_S, client="orchestrator resume") as client:
         client.resume(source)
-    print(f"{source} takes part again")
+    print(f"resumed {source}")
 
 
 def reload(*, socket: Socket = None) -> None:
-    """Have the daemon read its config file again. It is checked wholly first; on any error all stays as it was.
+    """Reload the daemon's config file. It is checked in full first; on any error nothing changes.
 
     Weights, caps, buffers, filters, sampling, rewards, engines and sources
-    change at once; what a daemon reads only when it starts is listed.
+    change at once. Changes that need a restart are marked as such.
 
     Parameters
     ----------
@@ -98,11 +99,11 @@ def reload(*, socket: Socket = None) -> None:
         answer = client.reload()
     for line in described(answer["changes"]):
         print(line)
-    print(f"the config is in force from step {answer['step']} on" if answer["changes"] else "nothing has changed")
+    print(f"the config is in force from step {answer['step']} on" if answer["changes"] else "nothing changed")
 
 
 def described(changes: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What has changed, a line each, values as a config has them; a source or engine that comes or goes is one line."""
+    """The changes, one a line, with values as in a config. A source or engine that was added or removed is one line."""
     import json
 
     whole: dict[str, str] = {}
@@ -117,14 +118,14 @@ def described(changes: Sequence[Mapping[str, Any]]) -> list[str]:
         of = next((key for key in whole if change["key"].startswith(f"{key}.")), None)
         if of is None:
             old, new = (json.dumps(change[side], ensure_ascii=False) for side in ("old", "new"))
-            lines.append(f"{change['key']}: {old} -> {new}{'' if change['is_live'] else ' (at the next start)'}")
+            lines.append(f"{change['key']}: {old} -> {new}{'' if change['is_live'] else ' (after a restart)'}")
         elif (line := f"{of}: {whole[of]}") not in lines:
             lines.append(line)
     return lines
 
 
 def drain(*, socket: Socket = None) -> None:
-    """Stop launching, park what is in flight, and write a snapshot; the daemon stays up and hands out what it has.
+    """Stop launching, save what is in flight, and write a snapshot. Finished groups are still handed out.
 
     Parameters
     ----------
@@ -135,4 +136,4 @@ def drain(*, socket: Socket = None) -> None:
 
     with RolloutClient(socket, connect_timeout_s=CONNECT_TIMEOUT_S, client="orchestrator drain") as client:
         client.drain()
-    print("drained: everything in flight is parked; stop the daemon with SIGTERM when you like")
+    print("drained: everything in flight is saved; stop the daemon with SIGTERM when you like")

@@ -1,10 +1,10 @@
-"""The picture of a curriculum: shares of the weights, and beneath them the whole groups that they become.
+"""The plot of a curriculum: each source's share of the weights, and below it the whole groups that it becomes.
 
 Invariants:
 
-* matplotlib is imported when a picture is drawn and not before; without it the error names the extra.
-* No global state of matplotlib is touched: no pyplot, no backend chosen.
-* Every area carries its source's name; the colours (Okabe and Ito) are told apart by colour-blind readers too.
+* matplotlib is imported only when a plot is drawn; without it the error names the extra to install.
+* No global state of matplotlib is touched: no pyplot, no choice of backend.
+* Every area carries its source's name. Colour-blind readers can tell the colours (Okabe and Ito) apart.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ if TYPE_CHECKING:
 __all__ = ["PlotError", "draw_weights"]
 
 COLOURS: Final = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#0072B2", "#D55E00", "#BBBBBB")
-"""Okabe and Ito, "Color Universal Design" (2008), light ones first, grey for black; used again after eight."""
+"""Okabe and Ito, "Color Universal Design" (2008), light ones first, grey instead of black; reused after eight."""
 
 DARK: Final = frozenset({"#0072B2", "#009E73", "#D55E00"})
 """Colours on which a label is white."""
 
 SIZE_INCHES: Final = (8.0, 5.2)
 DOTS_PER_INCH: Final = 160
-"""1280 × 832 pixels; the type is still legible when a page shows it 800 wide."""
+"""1280 × 832 pixels; the text is still legible when a page shows it 800 pixels wide."""
 
 THINNEST_LABELLED: Final = 0.05
-"""Share of the height that an area needs for a line of text; the names of thinner ones stand beneath the picture."""
+"""Share of the height that an area needs for a line of text; the names of thinner ones are listed below the plot."""
 
 INK: Final = "#333333"
 
 
 class PlotError(OrchestratorError, RuntimeError):
-    """The picture cannot be drawn or written."""
+    """The plot cannot be drawn or written."""
 
     code = "plot_failed"
 
@@ -52,10 +52,10 @@ def draw_weights(batches: Sequence[PlannedBatch], names: Sequence[str], path: Pa
         from matplotlib.figure import Figure
     except ImportError as error:
         raise PlotError(
-            "a picture needs matplotlib, which is not installed: pip install 'rollout-orchestrator[plot]'"
+            "--plot needs matplotlib, which is not installed: pip install 'rollout-orchestrator[plot]'"
         ) from error
     if path.suffix.lower() != ".png":
-        raise PlotError(f"{path}: pictures are PNG files; write --plot {path.with_suffix('.png').name}")
+        raise PlotError(f"{path}: the plot is a PNG file; use --plot {path.with_suffix('.png').name}")
     figure = Figure(figsize=SIZE_INCHES, dpi=DOTS_PER_INCH, facecolor="white", layout="constrained")
     shares, counts = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     size = sum(batches[0].counts.values())
@@ -73,13 +73,13 @@ def draw_weights(batches: Sequence[PlannedBatch], names: Sequence[str], path: Pa
     try:
         figure.savefig(path)
     except OSError as error:
-        raise PlotError(f"{path}: cannot be written: {error.strerror or error}") from error
+        raise PlotError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def _stack(
     axes: Any, batches: Sequence[PlannedBatch], rows: Sequence[Sequence[float]], labels: Sequence[str]
 ) -> list[str]:
-    """Stack one area for each row; returns the labels that found no room."""
+    """Stack one area for each row; returns the labels that did not fit."""
     import numpy as np
 
     # A step's value holds from its number to the next; the last one is repeated for its right edge.
@@ -103,22 +103,22 @@ def _stack(
 
 
 def _label(axes: Any, steps: Any, low: Any, high: Any, name: str, colour: str) -> bool:
-    """Write the name where its area is thick, and near the middle rather than at an edge; whether there was room."""
+    """Write the name where its area is thickest, away from the edges; returns whether it fitted."""
     import numpy as np
 
-    # A label is some steps wide: the area has to be thick over a tenth of the picture around its middle.
+    # A label is several steps wide: the area has to be thick over a tenth of the plot.
     half = max(1, len(steps) // 20)
-    floor = np.array([low[max(0, i - half) : i + half + 1].max() for i in range(len(steps))])
-    ceiling = np.array([high[max(0, i - half) : i + half + 1].min() for i in range(len(steps))])
-    room = ceiling - floor
+    bottom = np.array([low[max(0, i - half) : i + half + 1].max() for i in range(len(steps))])
+    top = np.array([high[max(0, i - half) : i + half + 1].min() for i in range(len(steps))])
+    thickness = top - bottom
     margin = max(1, round(len(steps) * 0.12)) if len(steps) > 8 else 0
     inside = slice(margin, len(steps) - margin)
-    best = margin + int(np.argmax(room[inside]))
-    if room[best] < THINNEST_LABELLED:
+    best = margin + int(np.argmax(thickness[inside]))
+    if thickness[best] < THINNEST_LABELLED:
         return False
     axes.text(
         steps[best],
-        (floor[best] + ceiling[best]) / 2,
+        (bottom[best] + top[best]) / 2,
         name,
         ha="center",
         va="center",

@@ -10,22 +10,22 @@ from cyclopts import Parameter
 __all__ = ["run"]
 
 DESCRIPTORS = 1 << 17
-"""For the most connections that may be configured (65,536), and as many requests to engines."""
+"""Enough for the most connections that a config may allow (65,536), and as many requests to engines."""
 
 
 def run(config: Path, /, *, allow_source_changes: Annotated[bool, Parameter(negative=())] = False) -> None:
-    """Run the daemon until it is stopped, or until the run is finished.
+    """Run the daemon until it is stopped or the run is finished.
 
-    SIGTERM and SIGINT stop it cleanly: what is in flight is parked, and the
-    next start goes on from there; a second signal ends it at once. SIGHUP reads
-    the config again, SIGUSR1 opens the log file again.
+    SIGTERM and SIGINT stop it cleanly: what is in flight is saved, and the
+    next start continues from there. A second signal stops it at once. SIGHUP
+    reloads the config. SIGUSR1 reopens the log file.
 
     Parameters
     ----------
     config
-        The YAML file.
+        The config file (YAML).
     allow_source_changes
-        Go on with the state of a run whose sources were others: those that are gone lose what is buffered.
+        Resume a run whose sources have changed. Buffered groups of removed sources are lost.
     """
     from orchestrator.concurrency.main_loop import run_main
     from orchestrator.config import load_config
@@ -56,7 +56,7 @@ def run(config: Path, /, *, allow_source_changes: Annotated[bool, Parameter(nega
 
 
 def _allow_descriptors() -> None:
-    """Let this process have as many descriptors as it may; shells and systemd give 1,024 to begin with."""
+    """Raise this process's limit of open files as far as allowed; shells and systemd start with 1,024."""
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -66,7 +66,7 @@ def _allow_descriptors() -> None:
 
 
 def leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
-    """The errors in a group and in the groups within it."""
+    """The errors in a group and in its nested groups."""
     found: list[BaseException] = []
     for error in group.exceptions:
         found.extend(leaves(error) if isinstance(error, BaseExceptionGroup) else [error])

@@ -2,8 +2,8 @@
 
 Invariants:
 
-* Pure: a status and a size in, lines out. At 80 x 24 everything that matters is there; more room shows more.
-* Never more lines than the screen has, never a line that is wider. What is left out is counted.
+* Pure: a status and a size in, lines out. 80 x 24 shows everything that matters; a larger screen shows more.
+* Never more lines than the screen has, and never a line wider than it. What is left out is counted.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ FIELDS: Final = {
     "staleness/mean": 10,
     "staleness/max": 11,
 }
-"""Where a point of the history has them; see ``orchestrator.status.history.FIELDS``, which a test compares."""
+"""Their positions in a point of the history. A test compares them with ``orchestrator.status.history.FIELDS``."""
 
 
 def sparkline(values: Sequence[float | None], width: int) -> str:
@@ -55,10 +55,10 @@ def render_screen(
     """The lines of the screen.
 
     Args:
-        status: with a history of some steps.
-        width: columns, 40 at least.
-        height: lines, 8 at least.
-        tokens_per_s: over all engines, if it is known.
+        status: of the daemon, with a history of some steps.
+        width: in columns, at least 40.
+        height: in lines, at least 8.
+        tokens_per_s: over all engines, if known.
     """
     head: list[Text] = [
         _run_line(status, width),
@@ -67,11 +67,11 @@ def render_screen(
         _wait_line(status, width),
         *_faults(status),
     ]
-    room = max(0, height - len(head))
+    rest = max(0, height - len(head))
     sources, engines = _sources(status, width), _engines(status, width)
-    # Sources first, then engines; a few lines of events are worth more than the tenth engine.
-    for_sources = min(len(sources), max(2, room * 2 // 3))
-    for_engines = min(len(engines), max(2, (room - for_sources) * 2 // 3))
+    # Sources first, then engines. A few events are worth more than the tenth engine.
+    for_sources = min(len(sources), max(2, rest * 2 // 3))
+    for_engines = min(len(engines), max(2, (rest - for_sources) * 2 // 3))
     lines = [*head, *_cut(sources, for_sources), *_cut(engines, for_engines)]
     lines += _events(status, max(0, height - len(lines)))
     for line in lines:
@@ -98,7 +98,7 @@ def _run_line(status: Mapping[str, Any], width: int) -> Text:
 
 
 def _headline(status: Mapping[str, Any], width: int) -> list[Text]:
-    """In as many lines as it needs, up to a bound."""
+    """The headline, wrapped to at most :data:`HEADLINE_LINES` lines."""
     said = status["headline"]
     lines = textwrap.wrap(said["text"], width - 2, max_lines=HEADLINE_LINES, placeholder=" …")
     return [Text(f" {line}".ljust(width), style=LOUDNESS[said["level"]], no_wrap=True) for line in lines]
@@ -110,20 +110,20 @@ def _work_line(status: Mapping[str, Any], tokens_per_s: float | None) -> Text:
     generation = status["generation"]
     parts = [f"requests {generation['in_flight']}/{slots}"]
     if generation["waiting"]:
-        parts.append(f"{generation['waiting']} wait")
+        parts.append(f"{generation['waiting']} waiting")
     partial = sum(source["partial_groups"] for source in sources)
-    flying = sum(source["groups"]["in_flight"] for source in sources)
-    parts.append(f"groups in flight {flying}" + (f" ({partial} partial)" if partial else ""))
+    in_flight = sum(source["groups"]["in_flight"] for source in sources)
+    parts.append(f"groups in flight {in_flight}" + (f" ({partial} partial)" if partial else ""))
     parts.append(f"buffered {sum(source['groups']['buffered'] for source in sources)}")
     if tokens_per_s is not None:
         parts.append(f"{tokens_per_s:,.0f} tokens/s")
     if status["state"]["fault"]:
-        parts.append("disk fails")
+        parts.append("disk fault")
     return Text(" · ".join(parts), no_wrap=True)
 
 
 def _faults(status: Mapping[str, Any]) -> list[Text]:
-    """Of what is beside the batches: they are not held up by it, but somebody has to look."""
+    """Faults of the archive and of the sinks. They delay no batch, but they need attention."""
     archive = status["archive"]
     lines = [Text(f"Archive: {archive['fault']}", style="red")] if archive and archive["fault"] else []
     failing = [sink for sink in status["sinks"] if sink["fault"]]
@@ -140,7 +140,7 @@ def _wait_line(status: Mapping[str, Any], width: int) -> Text:
 
 
 def _staleness(status: Mapping[str, Any]) -> str:
-    """Mean and oldest of the newest batch, in policy versions, over all sources."""
+    """Mean and maximum staleness of the newest batch, in policy versions, over all sources."""
     numbers = status["history"][-1]["sources"].values()
     ages = [(n[FIELDS["group_count"]], n[FIELDS["staleness/mean"]], n[FIELDS["staleness/max"]]) for n in numbers]
     known = [(groups, mean, most) for groups, mean, most in ages if groups and mean is not None and most is not None]
@@ -165,7 +165,7 @@ def _sources(status: Mapping[str, Any], width: int) -> list[Text]:
     name_width = max(6, min(longest, width - 64, 24))
     has_lengths = width >= name_width + SOURCE_COLUMNS + TOKENS_COLUMN
     spark = max(6, min(40, width - name_width - SOURCE_COLUMNS - (TOKENS_COLUMN if has_lengths else 0)))
-    head = f"{'source':<{name_width}}  share next ready  fly plan bound   handed  drop reward"
+    head = f"{'source':<{name_width}}  share next ready flight plan bound handed  drop reward"
     lines = [Text(head + (" tokens" if has_lengths else ""), style="dim underline", no_wrap=True)]
     plan = status["plan"][0] if status["plan"] else None
     for name, source in status["sources"].items():
@@ -173,8 +173,8 @@ def _sources(status: Mapping[str, Any], width: int) -> list[Text]:
         reward = next((value for value in reversed(rewards) if value is not None), None)
         share, count = (f"{100 * plan['weights'][name]:.1f}%", plan["counts"][name]) if plan else ("–", "–")
         line = Text(f"{name[:name_width]:<{name_width}}", style="bold", no_wrap=True)
-        text = f" {share:>6} {count:>4} {groups['buffered']:>5} {groups['in_flight']:>4} {source['wanted']:>4}"
-        text += f" {source['bound']:>5} {source['handed_out']:>8} {groups['dropped']:>5}"
+        text = f" {share:>6} {count:>4} {groups['buffered']:>5} {groups['in_flight']:>6} {source['wanted']:>4}"
+        text += f" {source['bound']:>5} {source['handed_out']:>6} {groups['dropped']:>5}"
         text += f" {'–' if reward is None else f'{reward:.3f}':>6}"
         if has_lengths:
             lengths = [value for value in _history(status, name, "response_len/mean") if value is not None]
@@ -202,15 +202,15 @@ def _engines(status: Mapping[str, Any], width: int) -> list[Text]:
         line.append(f" {load:>9} {engine['tokens']:>12,} {engine['failed']:>6} {engine['late']:>5} ", style="not bold")
         line.append(engine["last_error"] or "", style="not bold dim")
         lines.append(line)
-    return lines if status["engines"] else [Text("no engine", style="red")]
+    return lines if status["engines"] else [Text("no engines", style="red")]
 
 
-def _events(status: Mapping[str, Any], room: int) -> list[Text]:
-    """The newest events, newest first."""
-    if room < 2 or not status["events"]:
+def _events(status: Mapping[str, Any], height: int) -> list[Text]:
+    """As many events as fit, newest first."""
+    if height < 2 or not status["events"]:
         return []
     lines = [Text("events", style="dim underline", no_wrap=True)]
-    for event in list(reversed(status["events"]))[: room - 1]:
+    for event in list(reversed(status["events"]))[: height - 1]:
         source = f"{event['source']}: " if event["source"] else ""
         clock = time.strftime("%H:%M:%S", time.localtime(event["time"]))
         message = "".join(c if c.isprintable() else " " for c in event["message"])

@@ -1,9 +1,9 @@
-"""``orchestrator show``: what was trained on at a step, from the archive; no daemon has to run.
+"""``orchestrator show``: what was trained on at a step, read from the archive. No daemon has to run.
 
 Invariants:
 
-* What is printed is bounded by what is asked for: texts are cut unless ``--full`` is given.
-* Nothing of a prompt or a response can steer the terminal.
+* The output is bounded: texts are cut unless ``--full`` is given.
+* No prompt or response can send control characters to the terminal.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["show"]
 
 PROMPT_CHARACTERS = 600
 RESPONSE_CHARACTERS = 1200
-"""What is shown of a text without --full: a screen holds a prompt and its response."""
+"""How much of a text is shown without --full: a prompt and its response fit on a screen."""
 
 
 def show(
@@ -44,26 +44,26 @@ def show(
 ) -> int:
     """Show what was trained on at a step: prompts, responses, rewards and versions.
 
-    The archive is that of --archive, or of the config file, or of the daemon at the socket.
+    The archive is the one of --archive, of --config, or of the running daemon.
 
     Parameters
     ----------
     step
-        Number of the step, or "last" for the one that was archived last.
+        Number of the step, or "last" for the newest archived one.
     source
-        Only groups of this source.
+        Show only groups of this source.
     worst
-        Only this many samples, those of lowest reward, the lowest first.
+        Show only this many samples, the lowest rewards first.
     full
-        Whole texts, however long.
+        Do not cut long texts.
     as_json
-        One JSON object a line: a group, or with --worst a sample with its group.
+        Print one JSON object a line: a group, or with --worst a sample with its group.
     history
-        Which one to show of a step that was trained on again after a checkpoint was loaded; the newest without it.
+        Which history to show if the step was trained on again after a checkpoint was loaded (default: the newest).
     archive
-        The archive's directory.
+        Directory of the archive.
     config
-        The config file that names it.
+        Config file that names the archive.
     socket
         The daemon's socket.
     """
@@ -74,7 +74,7 @@ def show(
     if step != "last" and not (step.isdecimal() and len(step) < 19):
         import sys
 
-        print(f"orchestrator show: the step is a number, or `last`, not {step[:40]!r}", file=sys.stderr)
+        print(f"orchestrator show: the step must be a number or `last`, not {step[:40]!r}", file=sys.stderr)
         return USAGE
     directory = _directory(archive, config, socket)
     file, others = find_step(directory, None if step == "last" else int(step), history)
@@ -96,7 +96,7 @@ def _directory(archive: Path | None, config: Path | None, socket: Path | None) -
 
     if archive is not None:
         return archive
-    nothing = "nothing is kept of what was trained on: set `archive` in the config"
+    nothing = "there is no archive: set `archive` in the config"
     if config is not None:
         from orchestrator.config import read_config
 
@@ -186,7 +186,7 @@ def _head(file: ArchivedStep, others: list[ArchivedStep], source: str | None) ->
     yield Text(f"step {file.step} · policy version {found.policy_version} · {file.path}", style="bold")
     if others:
         names = ", ".join(other.history for other in others)
-        yield Text(f"It was trained on more than once: --history {names} shows the others.", style="yellow")
+        yield Text(f"This step was trained on more than once: --history {names} shows the others.", style="yellow")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("source", style="bold", no_wrap=True)
     for column in ("share", "groups", "samples", "reward", "lowest", "highest", "tokens", "longest"):
@@ -196,7 +196,7 @@ def _head(file: ArchivedStep, others: list[ArchivedStep], source: str | None) ->
         figures = (fmean(rewards), min(rewards), max(rewards))
         table.add_row(
             at.source,
-            "–" if at.weight is None else f"{100 * at.weight:.1f} %",
+            "–" if at.weight is None else f"{100 * at.weight:.1f}%",
             str(at.groups),
             str(len(at.rewards)),
             *(f"{figure:.4g}" for figure in figures),
@@ -247,5 +247,5 @@ def _text(value: Any) -> str:
 def _cut(text: str, most: int | None) -> str:
     more = ""
     if most is not None and len(text) > most:
-        text, more = text[:most], f" … ({len(text) - most} more characters: --full)"
+        text, more = text[:most], f" … ({len(text) - most} more characters: use --full)"
     return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text) + more

@@ -1,4 +1,4 @@
-"""``orchestrator sources``: the sources of a running daemon; add, remove, restore one."""
+"""``orchestrator sources``: show, add, remove and restore sources of a running daemon."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EXAMPLE = "orchestrator sources add '{name: code, prompts: {path: data/code.json
 
 sources = App(
     name="sources",
-    help="Show the sources of a running daemon; add, remove, restore one. What is done is kept across restarts.",
+    help="Show, add, remove and restore sources of a running daemon. Changes survive restarts.",
     help_format="plaintext",
     help_epilogue=f"Example: {EXAMPLE}",
 )
@@ -69,23 +69,23 @@ def add(source: str, weight: str, /, *, cap: str | None = None, socket: Socket =
     Parameters
     ----------
     source
-        As the config file says it; relative paths are relative to the daemon's working directory.
+        The source, written as in the config file. Relative paths are relative to the daemon's working directory.
     weight
-        A number, a "lambda step: ...", or a dotted path.
+        A number, a "lambda step: ..." expression, or the dotted path of a function.
     cap
-        Mean reward above which its groups are dropped, in the same forms.
+        Reward cap, in the same forms. Groups with a higher mean reward are dropped.
     socket
         The daemon's socket.
     """
     options = mapping_of(source, "a source", "{name: NAME, prompts: {path: FILE}}")
     with _client(socket) as client:
         client.add_source(options, as_weight(weight), None if cap is None else as_weight(cap))
-    print(f"{options.get('name')} was added with weight {weight}")
+    print(f"added {options.get('name')} with weight {weight}")
 
 
 @sources.command(help_epilogue="Example: orchestrator sources remove code")
 def remove(name: str, /, *, socket: Socket = None) -> None:
-    """Let a source go. What of it is in flight and buffered is dropped and counted.
+    """Remove a source. Its groups in flight and in the buffer are dropped and counted.
 
     Parameters
     ----------
@@ -96,12 +96,12 @@ def remove(name: str, /, *, socket: Socket = None) -> None:
     """
     with _client(socket) as client:
         client.remove_source(name)
-    print(f"{name} was removed")
+    print(f"removed {name}")
 
 
 @sources.command(help_epilogue="Example: orchestrator sources restore code")
 def restore(name: str, /, *, socket: Socket = None) -> None:
-    """Have a source of the config file again that was removed. It goes on where it was.
+    """Restore a removed source of the config file. It continues where it stopped.
 
     Parameters
     ----------
@@ -112,4 +112,4 @@ def restore(name: str, /, *, socket: Socket = None) -> None:
     """
     with _client(socket) as client:
         client.restore_source(name)
-    print(f"{name} takes part again")
+    print(f"restored {name}")

@@ -1,4 +1,4 @@
-"""``orchestrator status``: how a running daemon stands, at a glance or as JSON."""
+"""``orchestrator status``: the state of a running daemon, at a glance or as JSON."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def status(
     socket: Socket = None,
     as_json: Annotated[bool, Parameter(name="--json", negative=())] = False,
 ) -> None:
-    """Show how a running daemon stands.
+    """Show the state of a running daemon.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ def status(
 
 
 def render(report: dict[str, Any]) -> RenderableType:
-    """The status for a terminal of 80 columns or more."""
+    """The status, for a terminal of at least 80 columns."""
     from rich.console import Group
     from rich.text import Text
 
@@ -63,7 +63,7 @@ def render(report: dict[str, Any]) -> RenderableType:
         parts.append(Text(f"Archive: {report['archive']['fault']}", style="bold red"))
     failing = [sink for sink in report["sinks"] if sink["fault"]]
     parts.extend(Text(f"Metrics to {sink['name']}: {sink['fault']}", style="yellow") for sink in failing)
-    parts.extend(Text(f"Damage found at the start: {problem}", style="red") for problem in report["problems"])
+    parts.extend(Text(f"Damage found at startup: {problem}", style="red") for problem in report["problems"])
     return Group(*parts)
 
 
@@ -94,7 +94,7 @@ def duration(seconds: float) -> str:
 
 
 def _sources(report: dict[str, Any]) -> RenderableType:
-    """A table of figures, and what there is to say in words beneath it, where it has room."""
+    """A table of figures, and below it remarks that do not fit into the table."""
     from rich import box
     from rich.table import Table
 
@@ -108,7 +108,7 @@ def _sources(report: dict[str, Any]) -> RenderableType:
         groups = source["groups"]
         table.add_row(
             name,
-            f"{100 * plan['weights'][name]:.1f} %" if plan else "–",
+            f"{100 * plan['weights'][name]:.1f}%" if plan else "–",
             str(plan["counts"][name]) if plan else "–",
             f"{groups['buffered']} / {source['wanted']}",
             str(groups["in_flight"]),
@@ -130,9 +130,9 @@ def _remarks(source: dict[str, Any]) -> str:
 
 
 def _with_remarks(table: RenderableType, remarks: Sequence[tuple[str, str]]) -> RenderableType:
-    """The table, and beneath it a line for each name of which there is something to say.
+    """The table, and below it a line for each name that has a remark.
 
-    The words come from servers and from functions of the user: they are no markup, and steer no terminal.
+    Remarks quote servers and functions of the user: they are not markup, and control characters are removed.
     """
     from rich.console import Group
     from rich.text import Text
@@ -146,9 +146,9 @@ def _with_remarks(table: RenderableType, remarks: Sequence[tuple[str, str]]) -> 
 
 
 def engine_table(engines: Sequence[dict[str, Any]]) -> RenderableType:
-    """The engines as ``status`` reports them; ``late`` and ``failed`` are requests that went elsewhere.
+    """The engines as ``status`` reports them; ``late`` and ``failed`` are requests that moved to other engines.
 
-    The last failure of each stands beneath the table, which has no room for it at 80 columns.
+    The last failure of each is below the table, because it does not fit into 80 columns.
     """
     from rich import box
     from rich.table import Table

@@ -1,4 +1,4 @@
-"""``orchestrator top``: how a run stands, at a terminal, once a second."""
+"""``orchestrator top``: the state of a run in the terminal, updated every second."""
 
 from __future__ import annotations
 
@@ -20,17 +20,16 @@ if TYPE_CHECKING:
 __all__ = ["top"]
 
 HISTORY_STEPS = 60
-"""As many as a line has room for."""
+"""As many as fit in a line."""
 
 NO_TERMINAL = 1
 
 
-def top(
-    *, socket: Socket = None, interval: Annotated[float, Parameter(help="Seconds from look to look.")] = 1.0
-) -> int:
-    """Watch a running daemon at a terminal: the page's figures, live. q or Ctrl-C ends it.
+def top(*, socket: Socket = None, interval: Annotated[float, Parameter(help="Seconds between updates.")] = 1.0) -> int:
+    """Watch a running daemon in the terminal. Press q or Ctrl-C to quit.
 
-    Goes on when the daemon is restarted. 80 columns by 24 lines are enough.
+    It shows the figures of the live page and reconnects when the daemon
+    restarts. 80 columns by 24 lines are enough.
 
     Parameters
     ----------
@@ -40,11 +39,11 @@ def top(
     from orchestrator.client import RolloutClient
 
     if not sys.stdout.isatty():
-        print("orchestrator: top needs a terminal; `orchestrator status` prints the same once", file=sys.stderr)
+        print("orchestrator: top needs a terminal; use `orchestrator status` instead", file=sys.stderr)
         return NO_TERMINAL
     client = RolloutClient(socket, connect_timeout_s=CONNECT_TIMEOUT_S, client="orchestrator top")
     try:
-        client.connect()  # a daemon that is not there at the beginning is an error; one that goes is waited for
+        client.connect()  # a daemon that is not running now is an error; if it goes away later, we wait for it
         _watch(client, max(0.1, interval))
     except KeyboardInterrupt:
         pass
@@ -70,7 +69,7 @@ def _watch(client: RolloutClient, interval: float) -> None:
                 status = client.status(history=HISTORY_STEPS)
                 lines = render_screen(status, console.width, console.height, tokens_per_s=rate.of(status))
             except ConnectionLost as error:
-                lines = [Text(f"no daemon, trying again, q: quit ({error})", style="bold white on red", no_wrap=True)]
+                lines = [Text(f"no daemon, retrying, q: quit ({error})", style="bold white on red", no_wrap=True)]
                 lines[0].truncate(console.width, overflow="ellipsis")
                 if status is not None:
                     lines += render_screen(status, console.width, console.height - 1)
@@ -116,6 +115,6 @@ def _single_keys() -> Iterator[bool]:
 
 
 def _pressed_q(seconds: float, *, has_keys: bool) -> bool:
-    """Wait so long, or for a key; whether it was ``q``."""
+    """Wait for a key, at most that long; whether it was ``q``."""
     ready, _, _ = select.select([sys.stdin] if has_keys else [], [], [], seconds)
     return bool(ready) and sys.stdin.read(1) in ("q", "Q", "")

@@ -1,8 +1,8 @@
-"""``orchestrator weights``: the curriculum that a config describes, step by step; or what is in force in a daemon.
+"""``orchestrator weights``: the curriculum of a config, step by step, or the weights in force in a daemon.
 
 Invariants:
 
-* Counts are those of a run from step 0 on: ``--start`` leaves rows out, it does not change any.
+* Counts are those of a run from step 0 on: ``--start`` hides rows and does not change any.
 * A reader that closes the pipe ends the command quietly.
 """
 
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from .check import follows_the_run, write_out
+from .check import adaptive_note, write_out
 from .exit_codes import OK, USAGE
 from .live import CONNECT_TIMEOUT_S, Socket
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["weights"]
 
 MAX_STEPS = 100_000
-"""Most steps, and the last first one, that can be asked for; a few seconds of evaluating."""
+"""The most steps, and the highest first step, that can be asked for; evaluating them takes a few seconds."""
 
 
 def weights(
@@ -41,20 +41,20 @@ def weights(
     plot: Path | None = None,
     socket: Socket = None,
 ) -> int:
-    """Show each source's share and its number of groups for the coming steps; without a config, the weights in force.
+    """Show each source's share and group count, step by step. Without a config, show the weights in force.
 
     Parameters
     ----------
     config
-        The YAML file; without one a running daemon says which weights are in force, and why.
+        The config file (YAML). Without it, a running daemon reports its weights and the reasons for them.
     steps
-        How many steps; needed with a config.
+        Number of steps (required with a config).
     start
-        The first step shown.
+        First step to show.
     as_json
-        One JSON object a line instead of a table.
+        Print one JSON object a line instead of a table.
     plot
-        Also draw them into this PNG file; needs matplotlib (the extra `plot`).
+        Plot the shares to this PNG file. Needs matplotlib (the extra `plot`).
     socket
         The daemon's socket.
     """
@@ -75,7 +75,7 @@ def weights(
     else:
         write_out(f"wrote {plot}\n")
     if adaptive and not as_json:
-        write_out(follows_the_run(adaptive) + "\n")
+        write_out(adaptive_note(adaptive) + "\n")
     return OK
 
 
@@ -98,7 +98,7 @@ def _batches(config: Path, start: int, steps: int) -> tuple[Sequence[str], Seque
 
 
 def _in_force(socket: Path | None, *, as_json: bool) -> int:
-    """What a running daemon mixes, and why."""
+    """Print the weights in force in a running daemon, and why."""
     from orchestrator.client import RolloutClient
 
     with RolloutClient(socket, connect_timeout_s=CONNECT_TIMEOUT_S, client="orchestrator weights") as client:

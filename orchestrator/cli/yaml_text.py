@@ -1,4 +1,4 @@
-"""A part of a config file, given on the command line."""
+"""A piece of a config, given on the command line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["mapping_of"]
 
 
 def mapping_of(text: str, what: str, example: str) -> dict[str, Any]:
-    """The YAML mapping that ``text`` is.
+    """Parse ``text`` as a YAML mapping.
 
     Raises:
         BadRequest: it is not a mapping.
@@ -24,5 +24,5 @@ def mapping_of(text: str, what: str, example: str) -> dict[str, Any]:
     except YAMLError as error:
         raise BadRequest(f"not YAML: {' '.join(str(error).split())[:300]}") from None
     if not isinstance(value, dict):
-        raise BadRequest(f"{what} is written as in the config file: '{example}'")
+        raise BadRequest(f"write {what} as in the config file: '{example}'")
     return value

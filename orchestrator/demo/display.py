@@ -1,4 +1,4 @@
-"""What the demo shows at the terminal: the live display of a run, and the tables at its end.
+"""What the demo shows in the terminal: the live display of a run, and the tables at its end.
 
 Invariants:
 
@@ -29,7 +29,7 @@ WIDTH: Final = 80
 
 WIDEST: Final = 120
 TABLE_CELLS: Final = 63
-"""Of the table of sources without the curve, for names as long as these."""
+"""Width of the table of sources without the curve, for names as long as these."""
 
 SHORTEST_CURVE: Final = 8
 
@@ -48,7 +48,7 @@ def live(moment: Moment, width: int = WIDTH) -> RenderableType:
 
 
 def headline(moment: Moment) -> str:
-    """One line: which run, how far, how long still."""
+    """One line: which run, its progress, and the time left."""
     done, of = len(moment.run.steps), moment.steps
     left = f", {_minutes(_seconds_left(moment))} left" if done >= WINDOW else ""
     return f"{moment.run.schedule}, seed {moment.run.seed}: step {done} of {of}, {_minutes(moment.run.seconds)}{left}"
@@ -71,7 +71,7 @@ def _bar(moment: Moment, cells: int) -> RenderableType:
 
 
 def _sources(moment: Moment, width: int) -> Table:
-    table = _table("source", "weight", "groups", "buffered", "in flight", "reward", "so far")
+    table = _table("source", "weight", "groups", "buffered", "in flight", "reward", "history")
     cells = max(SHORTEST_CURVE, width - TABLE_CELLS)
     for name in moment.run.sources:
         last = moment.run.steps[-1] if moment.run.steps else None
@@ -90,7 +90,7 @@ def _sources(moment: Moment, width: int) -> Table:
 
 
 def _curve(curve: Curve, steps: int, cells: int) -> str:
-    """Rewards over the whole run in so many cells; blank where the source had no part, or not yet."""
+    """Rewards over the whole run in ``cells`` cells; blank where the source was not in a batch, or not yet."""
     found: list[list[float]] = [[] for _ in range(cells)]
     for step, value in zip(curve.steps, curve.values, strict=True):
         found[min(cells - 1, step * cells // steps)].append(value)
@@ -98,25 +98,25 @@ def _curve(curve: Curve, steps: int, cells: int) -> str:
 
 
 def _events(moment: Moment) -> str:
-    """Policy versions, samples that several of them have written, and what was started again."""
+    """The policy version, samples continued across versions, and restarts."""
     steps = moment.run.steps
     parts = [f"policy version {steps[-1].step + 1 if steps else 0}"]
     parts.append(f"{moment.run.continued} of {sum(s.samples for s in steps)} samples continued across versions")
     counts = Counter(restart.name for restart in moment.run.restarts)
-    parts += [f"{name} started again: {count}" for name, count in counts.items()]
+    parts += [f"{name} restarts: {count}" for name, count in counts.items()]
     parts += _engine_trouble(moment.status)
     return " · ".join(parts)
 
 
 def _engine_trouble(status: dict[str, Any] | None) -> list[str]:
     if status is None:
-        return ["the daemon does not answer"]
+        return ["the daemon is not answering"]
     return [f"engine {e['name']}: {e['state']}" for e in status["engines"] if e["state"] not in ("up", "updating")]
 
 
 def summary(run: Run) -> Table:
-    """What was asked of the mixture and what came, and what was learned."""
-    table = _table("source", "groups asked", "received", "difference", "reward", f"{LEARNED} since step")
+    """The mixture asked for and received, and what was learned."""
+    table = _table("source", "target groups", "received", "difference", "reward", f"{LEARNED} since step")
     for name in run.sources:
         asked, received = run.groups_asked(name), run.groups_received(name)
         last, learned_at = run.rewards(name).last, run.learned_at(name)
@@ -131,8 +131,8 @@ def summary(run: Run) -> Table:
     samples = sum(step.samples for step in run.steps)
     table.title = f"{run.schedule}, seed {run.seed}: {len(run.steps)} steps, {samples} samples in {run.seconds:.0f} s"
     table.caption = (
-        f"Reward: mean of the last {WINDOW} steps. {run.continued} samples were interrupted by new parameters and"
-        f" continued with them. Log-probabilities of trainer and engine agree to {run.gap:.5f}."
+        f"Reward: mean of the last {WINDOW} steps. New parameters interrupted {run.continued} samples, which continued"
+        f" with them. Log-probabilities of trainer and engine agree to {run.gap:.5f}."
     )
     return table
 
@@ -157,5 +157,5 @@ def _table(*columns: str) -> Table:
 
     table = Table(box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
     for column in columns:
-        table.add_column(column, justify="left" if column in ("source", "schedule", "so far") else "right")
+        table.add_column(column, justify="left" if column in ("source", "schedule", "history") else "right")
     return table

@@ -1,9 +1,9 @@
-"""A process that is kept running: killed, it is started again.
+"""A process that is kept running: if it is killed, it is restarted.
 
 Invariants:
 
-* Only a process that a signal ended is started again. One that ended by itself has finished, or has said why not.
-* Whatever happens, the process is ended and waited for when its ``with`` block is left.
+* Only a process that a signal ended is restarted. One that exited by itself has finished, or has reported an error.
+* Whatever happens, the process is stopped and waited for when its ``with`` block is left.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ __all__ = ["DemoFailed", "Keeper"]
 STOP_DEADLINE_S: Final = 30.0
 
 MOST_RESTARTS: Final = 20
-"""Somebody who kills processes to see what happens does it less often."""
+"""More than anybody who kills processes to see what happens."""
 
 LAST_LINES: Final = 12
 
 
 class DemoFailed(OrchestratorError, RuntimeError):
-    """A process of the demo ended, or does not start; the message has its last words."""
+    """A process of the demo ended or did not start; the message quotes its last output."""
 
     code = "demo_failed"
 
@@ -72,17 +72,17 @@ class Keeper:
                 stdin=subprocess.DEVNULL,
                 cwd=self._directory,
                 env={**os.environ, **self._environment},
-                start_new_session=True,  # an interrupt from the keyboard is ours to pass on, in order
+                start_new_session=True,  # an interrupt from the keyboard reaches only us: we stop them in order
             )
 
     @property
     def pid(self) -> int:
-        """Of the process as it runs now."""
+        """The pid of the current process."""
         assert self._process is not None, "it was started"
         return self._process.pid
 
     def has_finished(self, wait_s: float = 0.0) -> bool:
-        """Whether it ended well; waits up to ``wait_s`` for that. Started again if a signal ended it.
+        """Whether it exited successfully; waits up to ``wait_s`` for that. Restarts it if a signal ended it.
 
         Raises:
             DemoFailed: it ended with a failure, or was killed too often.
@@ -95,13 +95,13 @@ class Keeper:
         if code == 0:
             return True
         if code > 0 or self.restarts == MOST_RESTARTS:
-            raise DemoFailed(f"the {self.name} ended with exit code {code}:\n{self.last_words()}")
+            raise DemoFailed(f"the {self.name} exited with code {code}:\n{self.last_lines()}")
         self.restarts += 1
         self._start()
         return False
 
     def stop(self) -> None:
-        """SIGTERM, and SIGKILL for one that does not end by it."""
+        """Send SIGTERM, then SIGKILL if that does not end it in time."""
         if self._process is None or self._process.poll() is not None:
             return
         self._process.send_signal(signal.SIGTERM)
@@ -111,8 +111,8 @@ class Keeper:
             self._process.kill()
             self._process.wait()
 
-    def last_words(self) -> str:
-        """The newest lines of its output."""
+    def last_lines(self) -> str:
+        """The last lines of its output."""
         if not self._output.exists():
             return ""
         return "\n".join(self._output.read_text(errors="replace").splitlines()[-LAST_LINES:])

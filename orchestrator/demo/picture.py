@@ -1,11 +1,10 @@
-"""The picture of a run, or of several: rewards by source over the steps, and beneath them the mixture.
+"""The plot of one or more runs: rewards by source over the steps, and below them the mixture.
 
 Invariants:
 
-* Every run is drawn, none is averaged away; what is smoothed says so.
-* Drawn by Pillow at three times the size and scaled down: matplotlib would be as large as everything else of a first
-  run together.
-* The colours (Okabe and Ito) are told apart by colour-blind readers too, and every curve bears its source's name.
+* Every run is drawn; runs are never averaged.
+* Drawn with Pillow at three times the size and scaled down: matplotlib would double the size of the installation.
+* Colour-blind readers can tell the colours (Okabe and Ito) apart, and every curve carries its source's name.
 """
 
 from __future__ import annotations
@@ -26,12 +25,12 @@ if TYPE_CHECKING:
 __all__ = ["Panel", "PictureError", "draw"]
 
 COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
-"""Okabe and Ito, "Color Universal Design" (2008): of the first source, the second, …"""
+"""Okabe and Ito, "Color Universal Design" (2008), by the position of the source."""
 
 INK, GREY, LIGHT = "#333333", "#999999", "#E4E4E4"
 
 SCALE: Final = 3
-"""Drawn so many times as large: Pillow's lines have hard edges."""
+"""Drawn this many times larger, because Pillow's lines have hard edges."""
 
 WIDTH, PANEL_WIDTH = 900, 480
 """Pixels of a picture with one panel, and of each panel of several."""
@@ -42,14 +41,14 @@ GAP: Final = 40
 """Between rewards and mixture."""
 
 MIXTURE_SHARE: Final = 0.28
-"""Of the height, for the mixture."""
+"""Share of the height for the mixture."""
 
 MIXTURE_WINDOW: Final = 5
 """Steps: 20 % of 12 groups are 12 groups in 5 steps."""
 
 
 class PictureError(OrchestratorError, RuntimeError):
-    """The picture cannot be drawn or written."""
+    """The plot cannot be drawn or written."""
 
     code = "picture_failed"
 
@@ -72,7 +71,7 @@ def draw(panels: Sequence[Panel], path: Path, *, title: str) -> None:
     try:
         from PIL import Image, ImageDraw
     except ImportError as error:
-        raise PictureError("a picture needs Pillow: pip install 'rollout-orchestrator[demo]'") from error
+        raise PictureError("the plot needs Pillow: pip install 'rollout-orchestrator[demo]'") from error
     width = WIDTH if len(panels) == 1 else PANEL_WIDTH * len(panels)
     image = Image.new("RGB", (width * SCALE, HEIGHT * SCALE), "white")
     brush = _Brush(ImageDraw.Draw(image))
@@ -84,7 +83,7 @@ def draw(panels: Sequence[Panel], path: Path, *, title: str) -> None:
     try:
         small.save(path, optimize=True)
     except (OSError, ValueError) as error:
-        raise PictureError(f"{path}: cannot be written: {error}") from error
+        raise PictureError(f"cannot write {path}: {error}") from error
 
 
 def _draw_panel(brush: _Brush, panel: Panel, begin: int, width: int) -> None:
@@ -116,7 +115,7 @@ def _draw_rewards(frame: _Frame, panel: Panel) -> None:
 
 
 def _draw_mixture(frame: _Frame, panel: Panel) -> None:
-    """Asked for as a line, received as dots: the means of every five steps, because a batch is of whole groups."""
+    """Asked for as a line; received as dots, each the mean of five steps, because a batch has whole groups."""
     labels = []
     for source, colour in _coloured(panel):
         for run in panel.runs:
@@ -127,7 +126,7 @@ def _draw_mixture(frame: _Frame, panel: Panel) -> None:
         if panel.runs[0].steps:
             labels.append((source, panel.runs[0].steps[-1].weights[source], colour))
     frame.labels(labels)
-    frame.brush.text(frame.left + 60, frame.top - 14, "line: asked, dots: received", size=11, anchor="lm", colour=GREY)
+    frame.brush.text(frame.left + 60, frame.top - 14, "line: weight, dots: received", size=11, anchor="lm", colour=GREY)
 
 
 def _coloured(panel: Panel) -> list[tuple[str, str]]:
@@ -141,7 +140,7 @@ def _pale(colour: str) -> str:
 
 
 class _Brush:
-    """Draws in pixels of the finished picture."""
+    """Draws in pixels of the finished plot."""
 
     def __init__(self, target: ImageDraw) -> None:
         self._target = target
@@ -189,7 +188,7 @@ class _Frame:
         self.brush.text(self._right, self._bottom + 28, "step", size=11, anchor="rm", colour=GREY)
 
     def mark(self, step: float, text: str) -> None:
-        """A dashed line from top to bottom, and a word under it."""
+        """A dashed line from top to bottom, with a text under it."""
         x, y = self._x(step), self.top
         while y < self._bottom:
             self.brush.line([(x, y), (x, y + 4)], GREY, 1)
@@ -206,7 +205,7 @@ class _Frame:
             self.brush.dot(self._x(step), self._y(value), colour, radius)
 
     def labels(self, labels: Sequence[tuple[str, float, str]]) -> None:
-        """Names at the right end, at their values but never on each other."""
+        """Names at the right edge, at their values, without overlapping."""
         lowest = self._bottom + 20.0
         for name, value, colour in sorted(labels, key=lambda label: label[1]):
             y = lowest = min(self._y(value), lowest - 15)

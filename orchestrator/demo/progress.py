@@ -1,8 +1,8 @@
-"""What a trainer has noted of its steps, and what follows from it.
+"""What a trainer recorded about its steps, and figures derived from it.
 
 Invariants:
 
-* A step counts once, however often it was noted: a trainer that is killed may train on a batch again, equally.
+* A step counts once, however often it was recorded: a killed trainer may train on a batch again, with the same result.
 * Standard library only; nothing here waits.
 """
 
@@ -18,7 +18,7 @@ from typing import Any, Final
 __all__ = ["WINDOW", "Curve", "ProgressFile", "Restart", "Run", "Step"]
 
 WINDOW: Final = 20
-"""Steps that a smoothed value is the mean of: 160 groups of 12 a step, 3 to 4 % of noise at a reward of one half."""
+"""Steps that a smoothed value averages over, which leaves 3 to 4% of noise at a reward of one half."""
 
 LEARNED: Final = 0.9
 """Mean reward, over ``WINDOW`` steps, from which a source counts as learned."""
@@ -26,11 +26,11 @@ LEARNED: Final = 0.9
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step as the trainer noted it.
+    """One step as the trainer recorded it.
 
-    ``rewards`` has the sources that were in the batch; ``time`` is Unix time in s; ``samples`` of the batch,
-    ``continued`` of them with tokens of several policy versions; ``gap``: mean distance of the trainer's own
-    log-probabilities from the engine's.
+    ``rewards`` has the sources that were in the batch. ``time`` is Unix time in s. ``samples`` counts the batch's
+    samples; ``continued`` of them have tokens of several policy versions. ``gap`` is the mean distance between the
+    trainer's own log-probabilities and the engine's.
     """
 
     step: int
@@ -58,7 +58,7 @@ class ProgressFile:
         self._by_step: dict[int, Step] = {}
 
     def read(self) -> list[Step]:
-        """All steps so far, in order; a line that is still being written is left for later."""
+        """All steps so far, in order; a line that is still being written is left for the next call."""
         if not self._path.exists():
             return []
         with self._path.open("rb") as file:
@@ -91,7 +91,7 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class Restart:
-    """The process ``name`` was started again when there were ``step`` steps."""
+    """The process ``name`` was restarted after ``step`` steps."""
 
     step: int
     name: str
@@ -99,7 +99,7 @@ class Restart:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """The steps of one run under one schedule and seed; ``restarts`` since it was begun, or gone on with."""
+    """The steps of one run under one schedule and seed; ``restarts`` count since it was started or continued."""
 
     schedule: str
     seed: int
@@ -109,16 +109,16 @@ class Run:
     restarts: Sequence[Restart] = ()
 
     def rewards(self, source: str) -> Curve:
-        """Mean rewards of a source, of the steps that it was in."""
+        """Mean rewards of a source, for the steps that it was in."""
         found = [(step.step, step.rewards[source]) for step in self.steps if source in step.rewards]
         return Curve(tuple(step for step, _ in found), tuple(reward for _, reward in found))
 
     def asked(self, source: str) -> Curve:
-        """Its share of each batch as the weights say it."""
+        """Its share of each batch according to the weights."""
         return Curve(tuple(s.step for s in self.steps), tuple(s.weights[source] for s in self.steps))
 
     def received(self, source: str) -> Curve:
-        """Its share of each batch as it came, in groups."""
+        """Its share of the groups in each batch."""
         shares = tuple(step.counts[source] / sum(step.counts.values()) for step in self.steps)
         return Curve(tuple(step.step for step in self.steps), shares)
 
@@ -127,7 +127,7 @@ class Run:
         return sum(sum(step.counts.values()) * step.weights[source] for step in self.steps)
 
     def groups_received(self, source: str) -> int:
-        """Groups of all batches."""
+        """Its groups in all batches."""
         return sum(step.counts[source] for step in self.steps)
 
     def learned_at(self, source: str) -> int | None:

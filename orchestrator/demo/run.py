@@ -2,8 +2,8 @@
 
 Invariants:
 
-* The trainer is what any trainer is, a process that knows the socket; this module only starts and watches.
-* A run whose folder is kept goes on where it was: the daemon from its state, the trainer from what it saved.
+* The trainer is like any other trainer, a process that knows the socket. This module only starts and watches.
+* A run whose folder is kept continues where it was: the daemon from its state, the trainer from what it saved.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ ONE_THREAD: Final = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "M
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """What there is to see of a run now.
+    """The state of a run at one moment.
 
-    ``steps`` that it is to have; ``status``: of the daemon, ``None`` while it cannot be asked; ``pids`` of the
-    processes; ``http``: address of the live page, if it is on.
+    ``steps`` is the planned number. ``status`` is the daemon's, ``None`` while it does not answer. ``pids`` are those
+    of the processes. ``http`` is the address of the live page, if it is on.
     """
 
     run: Run
@@ -55,7 +55,7 @@ class Moment:
 def run(
     folder: Path, *, schedule: Schedule, seed: int, steps: int, http: str | None, show: Callable[[Moment], None]
 ) -> Run:
-    """Run to the end, or go on with what the folder has.
+    """Run to the end, continuing from what the folder has.
 
     Args:
         folder: of this run; made when missing.
@@ -66,7 +66,7 @@ def run(
         show: called about four times a second.
 
     Raises:
-        DemoFailed: daemon or trainer failed; the message has the last words.
+        DemoFailed: daemon or trainer failed; the message quotes their last output.
         ConfigError: the config cannot be used, such as for a folder whose path is too long for a socket.
     """
     places = Places(folder)
@@ -85,23 +85,23 @@ def run(
             keepers = (daemon, trainer)
             while not trainer.has_finished(LOOK_EVERY_S):
                 if daemon.has_finished():
-                    raise DemoFailed(f"the daemon has ended before the trainer:\n{daemon.last_words()}")
+                    raise DemoFailed(f"the daemon exited before the trainer:\n{daemon.last_lines()}")
                 restarts += _news(restarts, keepers, len(progress.read()))
                 found = so_far()
                 if not found.steps and time.monotonic() - began > START_DEADLINE_S:
-                    raise DemoFailed(f"no batch came within {START_DEADLINE_S:g} s:\n{daemon.last_words()}")
+                    raise DemoFailed(f"no batch arrived within {START_DEADLINE_S:g} s:\n{daemon.last_lines()}")
                 show(Moment(found, steps, _status(places), {keeper.name: keeper.pid for keeper in keepers}, http))
     return so_far()
 
 
 def _news(known: Sequence[Restart], keepers: Iterable[Keeper], step: int) -> list[Restart]:
-    """What was started again since the last look."""
+    """The restarts since the last look."""
     counts = Counter(restart.name for restart in known)
     return [Restart(step, keeper.name) for keeper in keepers for _ in range(keeper.restarts - counts[keeper.name])]
 
 
 def _elapsed(places: Places) -> float:
-    """Seconds that an earlier, unfinished start of this run has spent."""
+    """Seconds that an earlier, unfinished start of this run took."""
     steps = ProgressFile(places.progress).read()
     return steps[-1].time - steps[0].time if steps else 0.0
 
@@ -123,7 +123,7 @@ def _write_first_parameters(places: Places, seed: int) -> None:
         )
     except subprocess.CalledProcessError as error:
         words = error.stderr.decode(errors="replace")
-        raise DemoFailed(f"the trainer cannot write its first parameters:\n{words}") from error
+        raise DemoFailed(f"the trainer could not write its first parameters:\n{words}") from error
 
 
 def _daemon(places: Places) -> Keeper:
@@ -138,7 +138,7 @@ def _trainer(places: Places, seed: int) -> Keeper:
 
 
 def _status(places: Places) -> dict[str, Any] | None:
-    """The daemon's, if it answers; that it does not for a moment is part of the show."""
+    """The daemon's status; ``None`` while it does not answer, such as during a restart."""
     client = RolloutClient(places.socket, client="demo", connect_timeout_s=STATUS_TIMEOUT_S)
     try:
         return client.status()

@@ -2,8 +2,8 @@
 
 Invariants:
 
-* Everything of a run is in its folder, so that a folder that is kept can be gone on with.
-* The config is the one that ships, ``demo.yaml``, with places, seed, length and weights of this run.
+* All files of a run are in its folder, so that a run whose folder is kept can be continued.
+* The config is the shipped ``demo.yaml``, with the paths, seed, length and weights of this run.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ __all__ = ["SCHEDULES", "Places", "Schedule", "write_config"]
 Schedule = Literal["curriculum", "mix", "hard-only"]
 
 SCHEDULES: Final[dict[Schedule, list[Any] | None]] = {"curriculum": None, "mix": [1, 1], "hard-only": [0, 1]}
-"""Weights of (easy, hard); ``None``: those of the config file, by success."""
+"""Weights of (easy, hard); ``None``: those of the config file, which follow the rewards."""
 
 PACKAGE: Final = Path(__file__).resolve().parents[1]
 SHIPPED: Final = PACKAGE / "shipped"
-"""What an installed package has of the repository's ``config`` and ``examples``."""
+"""The repository's ``config`` and ``examples`` as an installed package has them."""
 
 EXAMPLES: Final = "examples.curriculum_learning."
 
@@ -35,17 +35,17 @@ class Places:
 
     @property
     def config(self) -> Path:
-        """Of the daemon."""
+        """The daemon's config."""
         return self.folder / "config.json"
 
     @property
     def socket(self) -> Path:
-        """Of the daemon."""
+        """The daemon's socket."""
         return self.folder / "socket"
 
     @property
     def log(self) -> Path:
-        """Of the daemon, JSON lines."""
+        """The daemon's log, JSON lines."""
         return self.folder / "daemon.jsonl"
 
     @property
@@ -55,7 +55,7 @@ class Places:
 
     @property
     def progress(self) -> Path:
-        """What the trainer notes of each step."""
+        """What the trainer records for each step."""
         return self.trainer / "progress.jsonl"
 
     @property
@@ -65,7 +65,7 @@ class Places:
 
 
 def working_directory() -> Path:
-    """From where the example's modules can be imported, in a checkout as well as in an installed package."""
+    """The directory from which the example's modules can be imported, in a checkout and in an installed package."""
     return PACKAGE.parent
 
 

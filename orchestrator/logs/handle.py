@@ -1,9 +1,9 @@
-"""What the daemon holds to log with: loggers, the lines of each step, rotation, the end.
+"""The daemon's handle for logging: loggers, the lines of each step, rotation, closing.
 
 Invariants:
 
-* Nothing is global but one handler at the root of the standard library's ``logging``, by which warnings and errors of
-  libraries take the same way; ``close`` takes it away again.
+* The only global state is one handler at the root of the standard library's ``logging``, which forwards warnings and
+  errors of libraries. ``close`` removes it.
 * Logging neither blocks nor raises; see ``writer`` and ``lines``.
 """
 
@@ -28,7 +28,7 @@ from .writer import FLUSH_DEADLINE_S, LogWriter, Sink
 __all__ = ["LEVELS", "LogHandle", "StepFigures", "configure_logging"]
 
 LEVELS: Final = ("debug", "info", "warning", "error", "critical")
-"""What ``level`` may be, from all to least."""
+"""The values of ``level``, from the most lines to the fewest."""
 
 
 class StepFigures(Protocol):
@@ -46,7 +46,7 @@ class StepFigures(Protocol):
 
     @property
     def trainer_wait_s(self) -> float:
-        """For how long the trainer waited for the batch."""
+        """How long the trainer waited for the batch."""
         ...
 
     @property
@@ -56,7 +56,7 @@ class StepFigures(Protocol):
 
     @property
     def slashed(self) -> Mapping[str, float]:
-        """The same as one flat mapping of slashed names, at hand: it is asked for more than once."""
+        """The same as one flat mapping of slashed names. It is read more than once, so it must be cheap."""
         ...
 
 
@@ -69,24 +69,24 @@ def configure_logging(
     json: bool = False,
     run: str | None = None,
 ) -> LogHandle:
-    """Begin to log, to a file or to a stream.
+    """Start logging to a file or to a stream.
 
-    Lines are ECS JSON; only where they go to a terminal, and without ``json``, they are text for people.
+    Lines are ECS JSON. On a terminal they are text for people, unless ``json`` is set.
 
     Args:
-        file: appended to, made with its directory where missing; ``None`` for the stream.
+        file: appended to; created with its directory if missing; ``None`` for the stream.
         level: one of ``LEVELS``; lines below it are not made.
         service: ``service.name`` of every line.
         stream: has a file descriptor, which is duplicated; ``None`` for standard output.
         json: JSON on a terminal too.
-        run: ``labels.run`` of every line, by which the runs of one index are told apart.
+        run: ``labels.run`` of every line, which tells the runs of one index apart.
 
     Raises:
         StateError: the file cannot be opened.
-        ValueError: no such level.
+        ValueError: unknown level.
     """
     if level not in LEVELS:
-        raise ValueError(f"no log level {level!r}; there are {', '.join(LEVELS)}")
+        raise ValueError(f"unknown log level {level!r}; use one of {', '.join(LEVELS)}")
     sink = Sink(file, sys.stdout if stream is None else stream)
     is_text = sink.is_terminal and not json
     return LogHandle(
@@ -121,18 +121,18 @@ class LogHandle:
         return self._root.bind(dataset=dataset, **fields)
 
     def routine(self, dataset: str) -> FilteringBoundLogger:
-        """The same for what the state has as well, and that therefore need not be hurried to the disk."""
+        """The same for lines whose facts the state has as well, so that they may reach the disk later."""
         return self._routine.bind(dataset=dataset)
 
     def step(self, figures: StepFigures) -> None:
         """The lines of one step.
 
-        One a source with nested numbers, one with the slashed names of all, and one for each source and reason for
-        which groups were dropped. ``rollout`` holds the nested numbers, ``metrics`` the slashed ones: to be mapped
-        ``flattened``, or each name becomes a field of the index; so are the reasons in ``rollout.dropped``, which is
-        why they have lines too. On a terminal there is one line of text.
+        There is one line a source with nested numbers, one line with the slashed names of all sources, and one line for
+        each source and reason for which groups were dropped. ``rollout`` holds the nested numbers, ``metrics`` the
+        slashed ones. An index has to map ``metrics`` and ``rollout.dropped`` as ``flattened``, or each name becomes a
+        field; this is why drops have lines of their own. On a terminal there is one line of text.
 
-        All are made and queued together: a logger for each would cost as much as the lines.
+        All lines are made and queued together: a logger for each would cost as much as the lines.
         """
         if self._root.is_enabled_for(logging.INFO):
             self._writer.offer_later(*[self._lines(None, "info", event) for event in self._step_events(figures)])
@@ -151,18 +151,18 @@ class LogHandle:
         }
 
     def recorded(self, event: Event) -> None:
-        """The line of an event that the state log has now; there is none on a terminal."""
+        """Log an event that was written to the state log; not on a terminal."""
         level = level_of(event)
         if not self._is_text and self._root.is_enabled_for(level):
             line = self._lines(None, logging.getLevelName(level).lower(), journal_line(event))
             self._writer.offer_later(line)
 
     def reopen(self) -> None:
-        """Go on in a new file of the same name, after the old one was renamed; returns at once."""
+        """Continue in a new file of the same name, after the old one was renamed; returns at once."""
         self._writer.reopen()
 
     def close(self, deadline_s: float = FLUSH_DEADLINE_S) -> None:
-        """Write what is queued, for at most ``deadline_s`` seconds, and end; calling it again is harmless."""
+        """Write what is queued, for at most ``deadline_s`` seconds, and close; calling it again is harmless."""
         logging.getLogger().removeHandler(self._handler)
         self._writer.close(deadline_s)
 
@@ -178,7 +178,7 @@ def _source_events(
     for reason, groups in numbers.get("dropped", {}).items():
         if groups:
             yield {
-                "event": f"{what}: {groups} groups dropped, {reason}",
+                "event": f"{what}: {_groups(groups)} dropped, {reason}",
                 "dataset": "step.drop",
                 "source": source,
                 "rollout": where,
@@ -187,28 +187,32 @@ def _source_events(
 
 
 def _share(numbers: Mapping[str, Any]) -> str:
-    return f"{numbers.get('group_count', '?')} groups of weight {numbers.get('weight', float('nan')):.3g}"
+    return f"{_groups(numbers.get('group_count', '?'))} (weight {numbers.get('weight', float('nan')):.3g})"
+
+
+def _groups(count: Any) -> str:
+    return "1 group" if count == 1 else f"{count} groups"
 
 
 class _Outlet:
-    """The end of structlog's chain: every level's method takes the finished line."""
+    """The last step of structlog's chain: the method of every level takes the finished line."""
 
     def __init__(self, offer: Callable[[bytes], None]) -> None:
         self.debug = self.info = self.warning = self.error = self.critical = offer
 
 
 class _LibraryHandler(logging.Handler):
-    """Passes on what libraries log by the standard library, from ``warning`` up."""
+    """Forwards what libraries log through the standard library, from ``warning`` up."""
 
     def __init__(self, log: FilteringBoundLogger) -> None:
         super().__init__(logging.WARNING)
         self._log = log
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Pass one record on."""
+        """Forward one record."""
         level = min(max(record.levelno // 10 * 10, logging.WARNING), logging.CRITICAL)
         try:
             message = record.getMessage()
-        except (TypeError, ValueError, KeyError):  # arguments that do not fit their message are no reason for silence
+        except (TypeError, ValueError, KeyError):  # the arguments do not fit the message: log both
             message = f"{record.msg} {record.args}"
         self._log.log(level, message, exc_info=record.exc_info, **{"log.logger": record.name})

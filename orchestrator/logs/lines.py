@@ -1,13 +1,13 @@
-"""From what was said to the bytes of one line: ECS JSON, or text for a terminal.
+"""From an event to the bytes of one line: ECS JSON, or text for a terminal.
 
 Invariants:
 
-* Every JSON line is one valid JSON object of at most ``MAX_LINE_BYTES``, whatever was given: what JSON cannot say
-  becomes text, NaN and infinities become null. Nothing here raises.
+* Every JSON line is one valid JSON object of at most ``MAX_LINE_BYTES``, whatever the input: values that JSON does not
+  have become text, NaN and infinities become null. Nothing here raises.
 * ``@timestamp``, ``log.level`` and ``message`` come first. ``log.level`` is the one dotted key, as in the ECS logging
   specification; everything else is nested objects, also where the caller wrote ``source.name``.
 * No name is both a leaf and an object within a line; Elasticsearch would refuse the second.
-* ``event.id`` is that of no other line of any process: shipping a line twice indexes it once.
+* ``event.id`` is unique over all lines of all processes: shipping a line twice indexes it once.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MAX_LINE_BYTES: Final = 256 << 10
 """256 KiB: far above any line of ours, and far below the 10 MiB at which shippers cut. A longer line keeps its head."""
 
 MAX_DEPTH: Final = 6
-"""Levels of nesting that are kept of fields that JSON cannot say as they are; what is deeper becomes text."""
+"""Levels of nesting that are kept where fields have to be converted for JSON; deeper levels become text."""
 
 CUT_CHARACTERS: Final = 4096
 """What is left of each text of a line that was too long: the beginning of a message, the end of a traceback."""
@@ -43,7 +43,7 @@ _JSON_OPTIONS: Final = (
 )
 
 _HEAD: Final = frozenset({"@timestamp", "log.level", "message"})
-"""The keys of a line that no caller's field takes the place of; such a field goes to ``labels``."""
+"""Keys of a line that a caller's field cannot replace; such a field goes to ``labels``."""
 
 _LEAVES: Final = {
     "action": "event.action",
@@ -53,7 +53,7 @@ _LEAVES: Final = {
     "service": "service.name",
     "source": "source.name",
 }
-"""What a caller says by a short name and a plain value, and the field that is meant."""
+"""Short names that callers use with a plain value, and the fields that they stand for."""
 
 
 class EcsLines:
@@ -71,7 +71,7 @@ class EcsLines:
         self._numbers = itertools.count()
 
     def __call__(self, logger: Any, method: str, event: EventDict) -> bytes:
-        """One line, with its end."""
+        """One line, including its line end."""
         message = _to_text(event.pop("event", ""))
         error = _error_of(event.pop("exc_info", None))
         line = self._head(method, message, event.pop("dataset", "orchestrator"))
@@ -96,7 +96,7 @@ class EcsLines:
         return head
 
     def _cut(self, line: dict[str, Any], size: int) -> bytes:
-        """The line without its fields, and with the ends that matter of its texts."""
+        """The line without its fields: the beginning of its message and the end of its traceback."""
         message = f"{line['message'][:CUT_CHARACTERS]} … (cut: this line had {size} bytes)"
         head = self._head(line["log.level"], message, _to_text(line["event"]["dataset"]))
         if "error" in line:
@@ -111,7 +111,7 @@ class ConsoleLines:
         self._renderer = structlog.dev.ConsoleRenderer(colors=colors, pad_event_to=0)
 
     def __call__(self, logger: Any, method: str, event: EventDict) -> bytes:
-        """One line, with its end; more if there is a traceback."""
+        """One line, including its line end; more if there is a traceback."""
         error = _error_of(event.get("exc_info"))
         shown: EventDict = {
             key: value if isinstance(value, int | float) else _printable(_to_text(value))
@@ -128,7 +128,7 @@ class ConsoleLines:
 
 
 def _put(line: dict[str, Any], key: str, value: Any) -> None:
-    """Set ``a.b.c`` in nested objects; a leaf that is in the way of an object becomes ``value`` inside of it."""
+    """Set ``a.b.c`` in nested objects; a leaf in the place of an object becomes ``value`` inside that object."""
     if key in _HEAD:
         key = f"labels.{key.replace('.', '_')}"
     elif not isinstance(value, Mapping):
@@ -176,7 +176,7 @@ def _encode(line: dict[str, Any]) -> bytes:
 
 
 def _plain(value: Any, depth: int) -> Any:
-    """A copy of the value that JSON can say."""
+    """A copy of the value that JSON can represent."""
     if value is None or isinstance(value, bool | float):
         return value
     if isinstance(value, int) and -(1 << 63) <= value < 1 << 64:
@@ -196,5 +196,5 @@ def _to_text(value: Any) -> str:
 
 
 def _printable(text: str) -> str:
-    """The text without what could steer a terminal: messages may quote what an engine or a client sent."""
+    """The text without control characters: messages may quote what an engine or a client sent."""
     return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)

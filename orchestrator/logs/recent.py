@@ -1,10 +1,10 @@
-"""The last things that were said, for the page and for ``status``.
+"""The last log lines, for the page and for ``status``.
 
 Invariants:
 
-* A bounded number of lines, of bounded length; the lines of steps and of the journal are not among them, which would
-  drown the rest.
-* It changes nothing of what passes through.
+* A bounded number of lines of bounded length. Lines of steps and of the journal are left out: they would crowd out the
+  rest.
+* Events pass through unchanged.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from .record_lines import JOURNAL
 __all__ = ["MAX_EVENTS", "RecentEvents"]
 
 MAX_EVENTS: Final = 100
-"""A screen or two; whoever wants more has the log."""
+"""A screen or two; the log has the rest."""
 
 MAX_CHARACTERS: Final = 500
-"""Of a message: 100 of them stay below 64 KiB."""
+"""Longest message kept: 100 of them stay below 64 KiB."""
 
 
 class RecentEvents:
-    """A structlog processor that remembers what passes; lines may come from any thread."""
+    """A structlog processor that remembers events; they may come from any thread."""
 
     def __init__(self) -> None:
         self._events: deque[dict[str, Any]] = deque(maxlen=MAX_EVENTS)

@@ -1,11 +1,11 @@
-"""A line for each record of the state log: what has changed durably, for whoever asks later what happened when.
+"""A log line for each record of the state log: what changed durably, and when.
 
 Invariants:
 
-* Every kind of event has its line, those that are yet to come as well: ``event.action`` is the event's tag, ``state``
-  holds its facts. A source or engine that it is about is named as in every other line.
-* At ``info`` what happens a few times a batch at most; launched and dropped groups, which lines of steps count, at
-  ``debug``, and where these are not asked for they cost a comparison.
+* Every kind of event has its line, future kinds included: ``event.action`` is the event's tag, ``state`` holds its
+  facts. The source or engine that it concerns is named as in every other line.
+* Events that happen a few times a batch at most are logged at ``info``. Launched and dropped groups are logged at
+  ``debug``, because the lines of steps count them; if that level is off, they cost one comparison.
 * Long lists (group indices, lengths) stay in the state.
 """
 
@@ -28,12 +28,12 @@ _LONG: Final = frozenset({"shares", "lengths", "rewards"})
 
 
 def level_of(event: Event) -> int:
-    """At which level the line of an event is written."""
+    """The log level of an event's line."""
     return logging.DEBUG if isinstance(event, Launched | Dropped) else logging.INFO
 
 
 def journal_line(event: Event) -> dict[str, Any]:
-    """The line of an event that was recorded, as a logger's event dictionary."""
+    """The line of a recorded event, as a logger's event dictionary."""
     facts: dict[str, Any] = {key: value for key, value in msgspec.to_builtins(event).items() if key not in _LONG}
     action = facts.pop("event")
     names = {key: facts.pop(key) for key in ("source", "engine") if isinstance(facts.get(key), str)}

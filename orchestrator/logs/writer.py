@@ -1,14 +1,15 @@
-"""One thread that brings lines to a file or a stream, behind a bounded queue.
+"""One thread that writes lines to a file or a stream, behind a bounded queue.
 
 Invariants:
 
-* ``offer`` never waits for the file: a pipe that nobody reads, or a disk that hangs, blocks the thread alone.
-* At most ``QUEUE_BYTES`` wait. What comes on top, and what cannot be written, is dropped and counted, and the count
-  is written as a line of its own as soon as one gets through.
-* What need not be written at once waits for :data:`GATHER_S` at most for what follows: waking a thread costs more than
-  a line does. All else is written at once, as it may be the last that is heard of a process; and with it what waits.
-* Lines are whole or absent: where the end of the file is half a line (a full disk, a killed process), it is ended
-  before the next begins. Lines keep their order; ``reopen`` takes its place among them.
+* ``offer`` never waits for the file: a pipe that nobody reads, or a disk that hangs, blocks only the thread.
+* At most ``QUEUE_BYTES`` are queued. Lines beyond that, and lines that cannot be written, are dropped and counted. The
+  count is written as a line of its own as soon as writing works again.
+* Lines that are not urgent wait for :data:`GATHER_S` at most to be written with later ones, because waking a thread
+  costs more than a line. All other lines are written at once, together with those that wait: they may be the last ones
+  of the process.
+* Lines are whole or absent. If the file ends in half a line (a full disk, a killed process), that line is ended before
+  the next begins. Lines keep their order; ``reopen`` takes its place among them.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ from orchestrator.errors import StateError
 __all__ = ["FLUSH_DEADLINE_S", "QUEUE_BYTES", "LogWriter", "Sink"]
 
 QUEUE_BYTES: Final = 8 << 20
-"""8 MiB, some ten thousand lines: minutes of a stopped reader, and nothing beside the data that the daemon holds."""
+"""8 MiB, some ten thousand lines: enough for minutes of a stopped reader, and little beside the daemon's data."""
 
 WRITE_BYTES: Final = 256 << 10
 """Lines are gathered up to this size into one write."""
 
 GATHER_S: Final = 0.05
-"""Seconds; too short to be noticed by who reads along."""
+"""Seconds; too short for a reader to notice."""
 
 FLUSH_DEADLINE_S: Final = 3.0
 """How long ``close`` waits for the last lines; a reader that has not read by then is not going to."""
@@ -59,9 +60,7 @@ class Sink:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 self._fd = self._open(file)
             except OSError as error:
-                raise StateError(
-                    f"the log file {file} cannot be opened: {error.strerror}; see `logging.file`"
-                ) from error
+                raise StateError(f"cannot open the log file {file}: {error.strerror}; check `logging.file`") from error
         else:
             self._fd = os.open(os.devnull, os.O_WRONLY) if stream is None else os.dup(stream.fileno())
         self.is_terminal = file is None and os.isatty(self._fd)
@@ -76,13 +75,13 @@ class Sink:
         """Append whole lines, however long it takes.
 
         Returns:
-            How many bytes of ``lines`` were written, and what kept the rest from it.
+            How many bytes of ``lines`` were written, and the error that stopped the rest.
         """
         rest = memoryview(b"\n" + lines if self._is_torn else lines)
         while rest:
             try:
                 written = os.write(self._fd, rest)
-            except BlockingIOError:  # a pipe that somebody else made non-blocking
+            except BlockingIOError:  # a pipe that another process made non-blocking
                 poll = select.poll()
                 poll.register(self._fd, select.POLLOUT)
                 poll.poll()
@@ -95,17 +94,17 @@ class Sink:
         return len(lines), None
 
     def reopen(self) -> None:
-        """Go on in a new file of the same path, after the old one was renamed; a stream stays what it is.
+        """Continue in a new file of the same path, after the old one was renamed; a stream is left alone.
 
         Raises:
-            OSError: the file cannot be opened; the old one goes on.
+            OSError: the file cannot be opened; the old one stays in use.
         """
         if self._file is not None:
             old, self._fd = self._fd, self._open(self._file)
             os.close(old)
 
     def close(self) -> None:
-        """Let go of the descriptor."""
+        """Close the descriptor."""
         os.close(self._fd)
 
 
@@ -113,21 +112,21 @@ class LogWriter:
     """The queue and the thread; see the module's invariants.
 
     Args:
-        sink: where lines go; it is closed at the end.
+        sink: where lines go; closed at the end.
         loss: makes the line that says how many lines were lost (0: none, but something is wrong) and why.
-        queue_bytes: bound of what waits.
+        queue_bytes: bound of the queue.
     """
 
     def __init__(self, sink: Sink, loss: Callable[[int, str], bytes], *, queue_bytes: int = QUEUE_BYTES) -> None:
         self._sink = sink
         self._loss = loss
         self._bound = queue_bytes
-        self._queue: deque[bytes | None] = deque()  # None: open the file anew
+        self._queue: deque[bytes | None] = deque()  # None: reopen the file
         self._queued = 0
         self._lost = 0
         self._fault = ""
         self._is_closed = False
-        self._is_resting = False  # the thread, for what need not be written at once
+        self._is_resting = False  # whether the thread waits for more lines that are not urgent
         self._is_urgent = False
         # Re-entrant: a finaliser of the garbage collector may log while this very thread holds it.
         self._changed = threading.Condition(threading.RLock())
@@ -136,11 +135,11 @@ class LogWriter:
         self._thread.start()
 
     def offer(self, *lines: bytes) -> None:
-        """Queue lines; those that the queue has no room for are dropped and counted."""
+        """Queue lines; those that do not fit are dropped and counted."""
         self._offer(lines, is_urgent=True)
 
     def offer_later(self, *lines: bytes) -> None:
-        """The same for lines that the process may take along when it is killed, those of the last :data:`GATHER_S`."""
+        """The same for lines that are not urgent: a kill may lose those of the last :data:`GATHER_S`."""
         self._offer(lines, is_urgent=False)
 
     def _offer(self, lines: Sequence[bytes], *, is_urgent: bool) -> None:
@@ -149,7 +148,7 @@ class LogWriter:
                 return
             for line in lines:
                 if self._queued + len(line) > self._bound:
-                    self._lose(1, "the queue was full: whatever takes the lines is too slow or has stopped")
+                    self._lose(1, "the queue was full because the reader of the log is too slow or has stopped")
                     continue
                 self._queue.append(line)
                 self._queued += len(line)
@@ -158,7 +157,7 @@ class LogWriter:
                 self._changed.notify()
 
     def reopen(self) -> None:
-        """Open the file anew, after the lines offered so far; returns at once."""
+        """Reopen the file after the lines offered so far; returns at once."""
         with self._changed:
             if not self._is_closed and None not in list(self._queue)[-1:]:
                 self._queue.append(None)
@@ -166,7 +165,7 @@ class LogWriter:
                 self._changed.notify()
 
     def close(self, deadline_s: float = FLUSH_DEADLINE_S) -> None:
-        """Write what is queued, wait for it at most ``deadline_s`` seconds, and end. Calling it again is harmless."""
+        """Write what is queued, for at most ``deadline_s`` seconds, and end. Calling it again is harmless."""
         with self._changed:
             self._is_closed = True
             self._changed.notify()
@@ -206,7 +205,7 @@ class LogWriter:
             self._is_resting = False
 
     def _take(self) -> list[bytes]:
-        """The lines of the next write, up to the next order to open anew."""
+        """The lines of the next write, up to the next order to reopen the file."""
         batch: list[bytes] = []
         size = 0
         while self._queue and size < WRITE_BYTES and (line := self._queue[0]) is not None:
@@ -220,7 +219,7 @@ class LogWriter:
         try:
             self._sink.reopen()
         except OSError as error:
-            self._lose(0, f"the log file cannot be opened anew, the old one goes on: {error}")
+            self._lose(0, f"cannot reopen the log file, so the old one stays in use: {error}")
 
     def _write(self, batch: list[bytes], lost: int, fault: str) -> None:
         loss = self._loss(lost, fault) if fault else b""

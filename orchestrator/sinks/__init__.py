@@ -1,8 +1,8 @@
-"""Where the figures of each step go beside the log: ``metrics.jsonl``, and what researchers look at.
+"""Where the figures of each step go besides the log: ``metrics.jsonl``, and experiment trackers.
 
-:class:`SinkFeed` is the way in: a bounded queue and a task for each sink, so that none of them holds anything up.
-:class:`MetricsFile` writes ``metrics.jsonl``; :class:`PackageSink` has W&B, TensorBoard, MLflow or trackio write in a
-process of its own. :func:`build_feeds` makes all that a run has.
+:class:`SinkFeed` is the entry: a bounded queue and a task for each sink, so that no sink delays anything.
+:class:`MetricsFile` writes ``metrics.jsonl``. :class:`PackageSink` runs W&B, TensorBoard, MLflow or trackio in a
+process of its own. :func:`build_feeds` makes all feeds of a run.
 """
 
 from .build import build_feeds

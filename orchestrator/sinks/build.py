@@ -16,7 +16,7 @@ from .package import PackageSink
 __all__ = ["build_feeds"]
 
 FOLDER: Final = "sinks"
-"""In the state directory: by which a sink finds its run again, and what a package wants to keep."""
+"""In the state directory: the identities of the sinks' runs, and the files of their packages."""
 
 
 def build_feeds(
@@ -33,8 +33,8 @@ def build_feeds(
         sinks: of the config, each with its ``kind``; a ``dir`` that is ``None`` is one in the state directory.
         run: name of the run.
         state_dir: the state directory.
-        log: for what happens to them.
-        file: bytes and number of older files of ``metrics.jsonl``; ``None``: it is not written.
+        log: for their events.
+        file: size in bytes and number of older files of ``metrics.jsonl``; ``None``: it is not written.
     """
     feeds = []
     if file is not None:

@@ -2,10 +2,10 @@
 
 Invariants:
 
-* :meth:`SinkFeed.offer` never waits: at most ``MAX_QUEUED`` steps are kept, the oldest goes when another comes.
-* A sink that fails, or has no answer within its deadline, is tried again, less and less often, with the steps that it
-  has not taken; each fault is said once in the log, and is in :meth:`SinkFeed.statistics` for as long as it lasts.
-* Steps that are lost are counted. Nothing that a sink does ends the feed, and the feed ends nothing else.
+* :meth:`SinkFeed.offer` never waits: at most ``MAX_QUEUED`` steps are kept, and a new one replaces the oldest.
+* A sink that fails, or does not answer within its deadline, is retried less and less often, with the steps that it has
+  not taken. Each fault is logged once, and is in :meth:`SinkFeed.statistics` while it lasts.
+* Lost steps are counted. No failure of a sink ends the feed, and the feed ends nothing else.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ from orchestrator.errors import OrchestratorError
 __all__ = ["MAX_QUEUED", "SinkFailed", "SinkFeed", "SinkStatistics", "StepFigures", "StepSink"]
 
 MAX_QUEUED: Final = 2048
-"""Steps that wait for a sink that is away: days of a slow run, and some 50 MB at 100 sources."""
+"""Steps kept for a sink that is unavailable: days of a slow run, and some 50 MB at 100 sources."""
 
 BATCH_STEPS: Final = 32
-"""Steps that are given to a sink in one call: what has waited is caught up with soon, within the call's deadline."""
+"""Most steps in one call of a sink: enough to catch up soon, few enough for the call's deadline."""
 
 GATHER_S: Final = 0.25
-"""Between two calls of a sink that has taken all: steps that come faster than that are given to it together, as a call
-costs a file or a connection, and a thread."""
+"""Pause between two calls of a sink that has taken everything. Faster steps are sent together, because a call costs a
+file or a connection, and a thread."""
 
 FIRST_RETRY_S: Final = 1.0
 LONGEST_RETRY_S: Final = 60.0
-"""Between tries of a sink that fails; the first start of some packages takes seconds of a core."""
+"""Between two tries of a failing sink; the first start of some packages takes seconds of a core."""
 
 
 SLOW_S: Final = 10.0
-"""A call that takes longer is named while it lasts; the first start of some packages takes nearly as long."""
+"""A longer call is reported as a fault while it lasts; the first start of some packages takes nearly as long."""
 
 
 class SinkFailed(OrchestratorError, RuntimeError):
-    """A sink did not take its steps; the message says why, and what to do."""
+    """A sink did not accept its steps; the message says why, and what to do."""
 
     code = "sink_failed"
 
@@ -59,31 +59,31 @@ class StepFigures(NamedTuple):
 
 
 class StepSink(Protocol):
-    """What brings steps somewhere."""
+    """Something that steps are written to."""
 
     async def write(self, steps: Sequence[StepFigures]) -> None:
-        """Take the steps, within a deadline of its own.
+        """Write the steps, within a deadline of its own.
 
         Raises:
-            SinkFailed: it did not, or not all; it will be given them again.
+            SinkFailed: not all steps were written; they will be given again.
         """
         ...
 
     async def finish(self) -> None:
-        """There are no more; the caller sets a deadline. Raises ``SinkFailed``."""
+        """End: there are no more steps. The caller sets a deadline. Raises ``SinkFailed``."""
         ...
 
     async def aclose(self) -> None:
-        """Let go of everything, at once."""
+        """Release everything, at once."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class SinkStatistics:
-    """How a sink stands.
+    """The state of a sink.
 
-    ``written`` and ``lost`` steps, and ``failures`` (calls), count since the start; ``queued`` steps wait; ``where`` is
-    what it writes to; ``fault`` says what is wrong, ``None`` if nothing is.
+    ``written`` and ``lost`` (steps) and ``failures`` (calls) count since the start. ``queued`` steps wait. ``where`` is
+    what it writes to. ``fault`` says what is wrong, ``None`` if nothing is.
     """
 
     name: str
@@ -103,7 +103,7 @@ class SinkFeed:
         name: of the sink, in the status and the log.
         where: what it writes to, for people.
         sink: takes the steps.
-        log: for what happened.
+        log: for faults.
         max_queued: see :data:`MAX_QUEUED`.
     """
 
@@ -134,7 +134,7 @@ class SinkFeed:
         self._news.set()
 
     def statistics(self) -> SinkStatistics:
-        """Counts of now."""
+        """The current counts."""
         return SinkStatistics(
             name=self.name,
             where=self._where,
@@ -151,7 +151,7 @@ class SinkFeed:
         return f"no answer for {taken:.0f} s" if taken > SLOW_S else None
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
-        """Bring steps to the sink until :meth:`close` or cancelled."""
+        """Write steps to the sink until :meth:`close` or cancelled."""
         task_status.started()
         try:
             await self._bring()
@@ -159,8 +159,8 @@ class SinkFeed:
         finally:
             if self._queue:
                 self._lost += len(self._queue)
-                why = self.statistics().fault or "the daemon ends"
-                self._log.warning(f"{self.name} did not take the last steps, {len(self._queue)} of them: {why}")
+                why = self.statistics().fault or "the daemon is stopping"
+                self._log.warning(f"{self.name} did not receive the last steps ({len(self._queue)}): {why}")
             with anyio.CancelScope(shield=True):
                 await self._sink.aclose()
             self._ended.set()
@@ -180,13 +180,13 @@ class SinkFeed:
                 await self._news.wait()
 
     async def close(self) -> None:
-        """Bring what is queued to the sink, once, and end it; the caller sets a deadline."""
+        """Write what is queued to the sink, trying once, and end it; the caller sets a deadline."""
         self._closing.set()
         self._news.set()
         await self._ended.wait()
 
     async def _turn(self) -> bool:
-        """Give the sink what has come, and on a failure wait until the next try; whether it took it."""
+        """Give the sink what is queued, and after a failure wait for the next try; returns whether it took it."""
         steps = list(itertools.islice(self._queue, BATCH_STEPS))
         self._since = anyio.current_time()
         try:
@@ -208,29 +208,29 @@ class SinkFeed:
 
     def _took(self, steps: Sequence[StepFigures]) -> None:
         if self._fault is not None:
-            self._log.info(f"{self.name} takes the metrics again")
+            self._log.info(f"{self.name} accepts metrics again")
             self._fault, self._pause_s = None, FIRST_RETRY_S
         self._written += len(steps)
         self._newest = steps[-1].step
         for step in steps:
-            if self._queue and self._queue[0] is step:  # it may have gone for one that came meanwhile
+            if self._queue and self._queue[0] is step:  # a new step may have replaced it meanwhile
                 self._queue.popleft()
 
     def _note(self, error: SinkFailed) -> None:
         self._failures += 1
         if error.message != self._fault:
             self._fault = error.message
-            self._log.warning(f"{self.name} does not take the metrics: {error}; it is tried again")
+            self._log.warning(f"{self.name} does not accept metrics: {error}; retrying")
 
     async def _finish(self) -> None:
         try:
             await self._sink.finish()
         except SinkFailed as error:
-            self._log.warning(f"{self.name} was not ended well: {error}")
+            self._log.warning(f"{self.name} was not closed cleanly: {error}")
 
 
 def as_json(steps: Sequence[StepFigures]) -> list[dict[str, Any]]:
-    """The steps as JSON has them."""
+    """The steps in the form of ``metrics.jsonl``."""
     return [
         {"step": s.step, "policy_version": s.policy_version, "time": s.time_s, "metrics": dict(s.metrics)}
         for s in steps

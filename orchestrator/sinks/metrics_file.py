@@ -6,8 +6,8 @@ Of several lines of one step (a checkpoint was loaded) the last one holds.
 Invariants:
 
 * At most ``max_bytes`` a file, and ``keep`` older ones beside it (``metrics.1.jsonl`` is the youngest of them).
-* Lines are whole: where the file ends in half a line (a killed process, a full disk), it is ended first.
-* Writing is done in a worker thread; a disk that hangs holds nothing else up.
+* Lines are whole: if the file ends in half a line (a killed process, a full disk), that line is ended first.
+* A worker thread does the writing; a disk that hangs delays nothing else.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ __all__ = ["METRICS_FILE", "MetricsFile", "read_steps"]
 METRICS_FILE: Final = "metrics.jsonl"
 
 WRITE_DEADLINE_S: Final = 20.0
-"""After which a disk that does not answer is said to hang; the thread goes on waiting for it."""
+"""After this time a disk counts as hanging; the thread keeps waiting for it."""
 
 READ_BYTES: Final = 16 << 20
-"""Read back of each file at a restart: more than the page draws."""
+"""How much of each file is read at a restart: more than the page plots."""
 
 
 class MetricsFile:
     """A :class:`~orchestrator.sinks.feed.StepSink`; see the module's invariants.
 
     Args:
-        directory: where the files are; it is there.
+        directory: where the files are; it exists.
         max_bytes: of one file.
         keep: older files.
     """
@@ -63,9 +63,9 @@ class MetricsFile:
                     partial(self._append, lines), limiter=self._thread, abandon_on_cancel=True
                 )
         except TimeoutError as error:
-            raise SinkFailed(f"{self._path} is not written within {WRITE_DEADLINE_S:g} s: the disk hangs") from error
+            raise SinkFailed(f"{self._path} was not written within {WRITE_DEADLINE_S:g} s: the disk hangs") from error
         except OSError as error:
-            raise SinkFailed(f"{self._path} cannot be written: {error.strerror or error}") from error
+            raise SinkFailed(f"cannot write {self._path}: {error.strerror or error}") from error
 
     async def finish(self) -> None:
         """Nothing is held back."""
@@ -103,9 +103,9 @@ def _rotated(path: Path, number: int) -> Path:
 
 
 def read_steps(directory: Path, most: int) -> list[dict[str, Any]]:
-    """The newest lines, the oldest first, at most ``most``; none where there is no file. Blocks.
+    """At most ``most`` of the newest lines, oldest first; none if there is no file. Blocks.
 
-    Lines that are not as they were written are left out.
+    Damaged lines are left out.
     """
     path = directory / METRICS_FILE
     steps = list(_lines(path))
@@ -119,7 +119,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
         with path.open("rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - READ_BYTES))
             text = file.read(READ_BYTES)
-    except OSError:  # these are figures to look at: the run goes on without
+    except OSError:  # these figures are only for viewing: the run continues without them
         return
     for line in text.splitlines():
         with suppress(orjson.JSONDecodeError):

@@ -1,10 +1,10 @@
-"""A sink that is other people's package, in a process of its own.
+"""A sink that uses a third-party package, in a process of its own.
 
 Invariants:
 
-* The package is never imported in the daemon: what it takes in memory, threads and signals is its process's, and a call
-  that hangs costs that process.
-* A process that was lost is started again with the next call, and goes on with the same run of the package.
+* The package is never imported in the daemon: its memory, threads and signals belong to its own process, and a call
+  that hangs costs that process only.
+* A lost process is restarted with the next call, and continues the same run of the package.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class PackageSink:
 
     Args:
         options: see :func:`orchestrator.sinks.service.serve`.
-        environment: variables that the process has beside the daemon's own.
+        environment: variables that the process gets in addition to the daemon's own.
         call_deadline_s: see :data:`CALL_DEADLINE_S`.
         service: the dotted path of what runs in the process.
     """
@@ -46,7 +46,7 @@ class PackageSink:
         self._pool = ProcessPool(service, options, timeout_s=call_deadline_s, environment=environment)
 
     async def write(self, steps: Sequence[StepFigures]) -> None:
-        """Have the steps logged.
+        """Log the steps.
 
         Raises:
             SinkFailed: the package refused them, or its process failed.
@@ -54,7 +54,7 @@ class PackageSink:
         await self._call({"steps": as_json(steps)})
 
     async def finish(self) -> None:
-        """Have the package end its run well. Raises ``SinkFailed``."""
+        """Let the package end its run cleanly. Raises ``SinkFailed``."""
         if self._pool.alive:
             await self._call({"finish": True})
 

@@ -3,8 +3,8 @@
 Invariants:
 
 * An answer is ``{}`` or ``{"error": text}``, whatever the package does, as long as its process lives.
-* What a package prints goes nowhere: the daemon's output is for log lines.
-* The run of a package is the same one over restarts of this process and of the daemon: its identity is kept in a file.
+* What a package prints is discarded: the daemon's output is for log lines.
+* A package continues the same run after restarts of this process and of the daemon: its identity is kept in a file.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ RUNS: Final = {
     "mlflow": "orchestrator.sinks.runs.mlflow_run.open_run",
     "trackio": "orchestrator.sinks.runs.trackio_run.open_run",
 }
-"""By kind of sink: makes the run of the package, which is imported there."""
+"""By kind of sink: the function that imports the package and opens its run."""
 
 MAX_ERROR_CHARACTERS: Final = 500
 
@@ -39,22 +39,22 @@ class PackageRun(Protocol):
         ...
 
     def flush(self) -> None:
-        """See to it that what was given so far outlives this process, where the package can."""
+        """Make the steps so far survive the end of this process, where the package can."""
         ...
 
     def finish(self) -> None:
-        """End it well."""
+        """End the run cleanly."""
         ...
 
 
 class RunIdentity:
-    """A word that is kept in a file, so that a run is found again; the directory is made where missing."""
+    """An identifier kept in a file, by which a run is found again; the directory is created if missing."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def read(self) -> str | None:
-        """The word, if there is one."""
+        """The identifier, if there is one."""
         try:
             return self._path.read_text(encoding="utf-8").strip() or None
         except FileNotFoundError:
@@ -91,7 +91,7 @@ def serve(options: dict[str, Any]) -> Callable[[dict[str, Any], bytes], dict[str
                 for step in header.get("steps", ()):
                     run.log(step)
                 (run.finish if header.get("finish") else run.flush)()
-        except Exception as error:  # noqa: BLE001 - whatever the package raises is its answer
+        except Exception as error:  # noqa: BLE001 - whatever the package raises becomes the answer
             return {"error": f"{kind}: {_words(error)}"}
         return {}
 

@@ -1,8 +1,8 @@
-"""What the parts of slime's surface share: options, samples, prompts, the draw of sources, checkpoints.
+"""What runs inside slime's process, without the daemon: data source, log function, reward-cap filter.
 
 Invariants:
 
-* Standard library and floors 0 and 1 only. slime, torch and pyarrow are imported when something needs them, so that
-  the surface can be imported, tested and read without them.
-* Nothing here runs in the daemon, and nothing here is read by it.
+* It uses the standard library, ``orchestrator.core`` and the modules below it. slime, torch and pyarrow are imported
+  only when something needs them, so that these modules can be imported and tested without them.
+* Nothing here runs in the daemon, and the daemon imports nothing from here.
 """

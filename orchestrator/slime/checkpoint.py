@@ -2,10 +2,9 @@
 
 Invariants:
 
-* A checkpoint is whole or it is not there: written to a temporary name, synced, renamed, directory synced.
-* What cannot be written as JSON is an error when it is saved; nothing is left out, and nothing is executed when it is
-  loaded.
-* A checkpoint that is not there is told apart from one that cannot be read.
+* A checkpoint is complete or absent: written to a temporary name, synced, renamed, directory synced.
+* Saving a value that JSON cannot represent is an error; nothing is left out. Loading executes nothing.
+* A missing checkpoint and an unreadable one are different errors.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _NAME: Final = re.compile(r"data_source_state_(-?\d+)\.json")
 
 
 def _directory(root: Path) -> Path:
-    """Beside the file of slime's own data source."""
+    """The directory in which slime's own data source has its file."""
     return root / "rollout"
 
 
@@ -35,13 +34,13 @@ def _path(root: Path, rollout_id: int) -> Path:
 
 
 def latest_checkpoint(root: Path) -> int | None:
-    """The largest rollout id that there is a checkpoint of; ``None`` if there is none."""
+    """The largest rollout id that has a checkpoint; ``None`` if there is none."""
     names = (path.name for path in _directory(root).glob("data_source_state_*.json"))
     return max((int(match[1]) for name in names if (match := _NAME.fullmatch(name))), default=None)
 
 
 def _plain(value: Any) -> Any:
-    """Numbers and arrays of numpy and torch, and enumerations, as JSON has them."""
+    """Numbers and arrays of numpy and torch, and enumerations, as JSON values."""
     for method in ("tolist", "item"):
         convert = getattr(value, method, None)
         if callable(convert):
@@ -52,10 +51,10 @@ def _plain(value: Any) -> Any:
 
 
 def save_checkpoint(root: Path, rollout_id: int, state: dict[str, Any]) -> Path:
-    """Write a checkpoint; the one of the same id, if there is one, is replaced.
+    """Write a checkpoint; an existing one of the same id is replaced.
 
     Raises:
-        StateError: a sample holds what JSON cannot say, or the disk failed; an older checkpoint is untouched.
+        StateError: a sample has a value that JSON cannot represent, or the disk failed; older ones are untouched.
     """
     path = _path(root, rollout_id)
     try:
@@ -67,7 +66,7 @@ def save_checkpoint(root: Path, rollout_id: int, state: dict[str, Any]) -> Path:
         _write_whole(path, text)
         _sync_directory(path.parent)
     except OSError as error:
-        raise StateError(f"{path}: cannot be written: {error.strerror or error}") from error
+        raise StateError(f"cannot write {path}: {error.strerror or error}") from error
     return path
 
 
@@ -105,7 +104,7 @@ def load_checkpoint(root: Path, rollout_id: int) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise StateError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise StateError(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:
         raise CorruptState(f"{path} is not a checkpoint of the data source: {error}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:

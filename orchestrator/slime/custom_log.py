@@ -2,11 +2,11 @@
 
 Invariants:
 
-* Every source reports its weight and its number of samples in every rollout, with 0 where it has none; lengths and
-  rewards are there where there are samples, so that no mean of nothing enters a curve.
-* A sample belongs to the source that it is tagged with, compared as a whole name.
-* A sample without a reward is not a reward of 0.
-* What slime logs itself goes on being logged.
+* Every source reports its weight and its number of samples in every rollout, 0 if it has none. Lengths and rewards are
+  reported only if there are samples, so that no mean of nothing enters a curve.
+* A sample belongs to the source that it is tagged with; names are compared as a whole.
+* A sample without a reward does not count as a reward of 0.
+* slime still logs its own metrics.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["custom_rollout_log_function", "rollout_metrics"]
 logger = logging.getLogger(__name__)
 
 TRACKERS: Final = ("slime.utils.tracking_utils", "slime.utils.logging_utils")
-"""Where versions of slime have ``log(args, metrics, step_key=…)``."""
+"""Modules in which different versions of slime have ``log(args, metrics, step_key=…)``."""
 
 
 def rollout_metrics(
@@ -77,21 +77,21 @@ def custom_rollout_log_function(
 ) -> bool:
     """Log the sources of a rollout, and tell the data source that a batch has been formed.
 
-    The numbers are put into ``rollout_extra_metrics``, which slime logs in one row with its own. Where slime gives
-    none, they go through slime's tracking, and without slime through :mod:`logging`, at level INFO.
-    ``args.data_source_batches_formed`` becomes ``rollout_id + 1``, from which our data source knows the step: groups
-    that are filtered away do not move the curriculum then.
+    The numbers are added to ``rollout_extra_metrics``, which slime logs in one row with its own. If slime passes none,
+    they go through slime's tracking; without slime they go through :mod:`logging`, at level INFO.
+    ``args.data_source_batches_formed`` is set to ``rollout_id + 1``, which tells our data source the step, so that
+    filtered groups do not advance the curriculum.
 
     Args:
         rollout_id: slime's number of the rollout, from 0; the step at which the weights are evaluated.
         args: slime's options, changed here.
         samples: those that will be trained on.
-        rollout_extra_metrics: what slime has gathered, changed here; or ``None``.
+        rollout_extra_metrics: slime's metrics so far, changed here; or ``None``.
         rollout_time: seconds; not used, because slime logs it.
 
     Returns:
-        ``False``: true would mean that everything is logged, and slime would leave out its own metrics (response
-        lengths, truncation, throughput) for the whole run.
+        ``False``. ``True`` would mean that everything is logged, and slime would leave out its own metrics (response
+        lengths, truncation, throughput).
 
     Raises:
         ConfigError: the sources or weights cannot be used (a ``ValueError``).
@@ -100,7 +100,7 @@ def custom_rollout_log_function(
     for warning in row.warnings:
         logger.warning("%s", warning)
     metrics = rollout_metrics(samples, row.shares, reward_key=getattr(args, "reward_key", None))
-    _warn_of_strangers(rollout_id, samples, row.shares)
+    _warn_of_unknown_sources(rollout_id, samples, row.shares)
     setattr(args, BATCHES_FORMED, rollout_id + 1)
     if rollout_extra_metrics is not None:
         rollout_extra_metrics.update(metrics)
@@ -111,22 +111,22 @@ def custom_rollout_log_function(
     return False
 
 
-def _warn_of_strangers(rollout_id: int, samples: Samples, weights: Mapping[str, float]) -> None:
+def _warn_of_unknown_sources(rollout_id: int, samples: Samples, weights: Mapping[str, float]) -> None:
     tags = [(sample.metadata or {}).get(SOURCE_KEY) for sample in leaves(samples)]
-    strangers = [tag for tag in tags if tag not in weights]
-    if strangers:
+    unknown = [tag for tag in tags if tag not in weights]
+    if unknown:
         logger.warning(
-            "rollout %d: %d samples are counted nowhere, because metadata[%r] is none of %s but %s",
+            "rollout %d: %d samples are not counted: metadata[%r] must be one of %s, but is %s",
             rollout_id,
-            len(strangers),
+            len(unknown),
             SOURCE_KEY,
             ", ".join(weights),
-            ", ".join(sorted({repr(tag) for tag in strangers})[:5]),
+            ", ".join(sorted({repr(tag) for tag in unknown})[:5]),
         )
 
 
 def _track(rollout_id: int, args: Any, metrics: dict[str, float]) -> None:
-    """Log as slime does: one row, with the step under ``rollout/step``."""
+    """Log like slime: one row, with the step under ``rollout/step``."""
     steps = optional_module("slime.utils.metric_utils")
     compute_step = getattr(steps, "compute_rollout_step", None)
     step = rollout_id if compute_step is None else compute_step(args, rollout_id)

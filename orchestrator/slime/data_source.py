@@ -2,14 +2,14 @@
 
 Invariants:
 
-* The mixture is exact. Sources are drawn group by group, each from the source that is owed most; what is owed is
-  carried on, and with n sources it stays within H_n - 1 groups (see ``apportionment.py``). So ``get_samples(1)`` k
-  times gives the groups of ``get_samples(k)``, and every count is right at every moment.
-* A group counts once, when it is handed out for the first time. Groups that come back by ``add_samples`` are handed
-  out again before anything new, whatever their source's weight is by then, and count no more.
-* The step is the number of batches formed. Where the log function of ``custom_log.py`` runs, slime's own rollouts are
-  counted; without it every ``rollout_batch_size`` groups handed out are one, so that groups which slime filters away
-  count as well: slime does not tell a data source of them.
+* The mixture is exact. Each group comes from the source with the largest remainder. Remainders are carried on and stay
+  within H_n - 1 groups for n sources (see ``apportionment.py``). So k calls of ``get_samples(1)`` give the same groups
+  as ``get_samples(k)``, and every count is right at every moment.
+* A group counts once, when it is first handed out. Groups returned by ``add_samples`` are handed out again before
+  anything new, whatever the current weight of their source, and do not count again.
+* The step is the number of batches formed. If the log function of ``custom_log.py`` runs, it counts slime's rollouts.
+  Without it every ``rollout_batch_size`` groups handed out are a batch. Groups that slime filters then count as well,
+  because slime does not tell a data source about them.
 * Group and sample indices are unique and consecutive over all sources.
 * A call that raises has changed nothing. Methods may be called from several threads, as slime's asynchronous rollout
   does.
@@ -43,9 +43,9 @@ class MultipleWeightedRolloutDataSourceWithBuffer:
     """Prompts of several sources, in a mixture whose weights change with the rollout step.
 
     Args:
-        args: slime's options. Of this data source: ``prompt_data`` (a list of files), ``prompt_data_source_names``,
-            ``data_source_weights``, ``data_source_reward_caps``; the others are slime's own, under slime's names and
-            with slime's defaults.
+        args: slime's options. This data source adds ``prompt_data`` (a list of files), ``prompt_data_source_names``,
+            ``data_source_weights`` and ``data_source_reward_caps``. All others are slime's own, with slime's names and
+            defaults.
 
     Raises:
         ConfigError: options cannot be used; all of them are named (it is a ``ValueError``).
@@ -70,7 +70,7 @@ class MultipleWeightedRolloutDataSourceWithBuffer:
         self._lock = threading.RLock()
 
     def _read(self) -> list[list[PromptRow]]:
-        """The prompts of each source: by slime's own loader where slime is, else by ours."""
+        """The prompts of each source, read by slime's own loader if slime is installed, else by ours."""
         by_slime = [read_through_slime(self.args, path) for path in self._options.paths]
         read = [rows for rows in by_slime if rows is not None]
         if len(read) == len(by_slime):
@@ -87,14 +87,14 @@ class MultipleWeightedRolloutDataSourceWithBuffer:
         return self._counted_steps if formed is None else int(formed)
 
     def get_samples(self, num_samples: int) -> list[list[Any]]:
-        """The next groups [num_samples], each of ``n_samples_per_prompt`` samples: those that came back, then new ones.
+        """The next groups [num_samples], each of ``n_samples_per_prompt`` samples: returned ones first, then new ones.
 
         Raises:
             ValueError: a number below 0.
-            WeightError: at a step that is needed all weights are 0, or failed with no good value before.
+            WeightError: at a needed step all weights are 0, or failed without an earlier good value.
         """
         if num_samples < 0:
-            raise ValueError(f"get_samples is asked for {num_samples} groups")
+            raise ValueError(f"get_samples needs a number of at least 0, not {num_samples}")
         with self._lock:
             groups = self._take_returned(num_samples)
             try:
@@ -124,7 +124,7 @@ class MultipleWeightedRolloutDataSourceWithBuffer:
         return row
 
     def _new_group(self, row: WeightRow) -> Group:
-        """Draw a source, take its next prompt, and advance whatever counts groups."""
+        """Draw a source, take its next prompt, and advance all counters."""
         drawn = apportion(list(row.shares.values()), self._carry, 1)
         source = self._sources[self._options.names[drawn.counts.index(1)]]
         prompt = source.next_prompt()
@@ -152,13 +152,13 @@ class MultipleWeightedRolloutDataSourceWithBuffer:
     # -- taking back --------------------------------------------------------------------------------------------------
 
     def add_samples(self, samples: list[list[Any]]) -> None:
-        """Take groups back, finished or not; they are handed out again as they are, before anything new.
+        """Take groups back, finished or not. They are handed out again unchanged, before anything new.
 
         Samples without an index get one.
 
         Raises:
-            ValueError: a group that does not have ``n_samples_per_prompt`` entries; nothing has been taken then.
-            SourceUnknown: a group whose samples do not name one source of ours; nothing has been taken then.
+            ValueError: a group does not have ``n_samples_per_prompt`` entries; no group is taken.
+            SourceUnknown: the samples of a group do not all name one of our sources; no group is taken.
         """
         size = self._options.n_samples_per_prompt
         for group in samples:
@@ -195,15 +195,15 @@ class MultipleWeightedRolloutDataSourceWithBuffer:
 
     @property
     def dataset(self) -> MultipleWeightedRolloutDataSourceWithBuffer:
-        """What versions of slime take the length of, to know how many rollouts are an epoch."""
+        """Some versions of slime take its length to compute the rollouts of an epoch."""
         return self
 
     def get_buffer_length(self) -> int:
-        """Groups that came back and wait, of all sources."""
+        """Number of returned groups that wait, over all sources."""
         return sum(len(source.buffer) for source in self._sources)
 
     def update_metadata(self, metadata: dict[str, Any]) -> None:
-        """Keep values of the user's, which are saved along; they have to be JSON."""
+        """Keep values of the user. They are saved in checkpoints and have to be JSON."""
         self.metadata.update(metadata)
 
     def get_metadata(self) -> dict[str, Any]:
@@ -213,13 +213,13 @@ class MultipleWeightedRolloutDataSourceWithBuffer:
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
     def save(self, rollout_id: int) -> None:
-        """Write ``{args.save}/rollout/data_source_state_{rollout_id}.json``, whole or not at all.
+        """Write ``{args.save}/rollout/data_source_state_{rollout_id}.json``, completely or not at all.
 
         Raises:
             StateError: ``args.save`` is not set, a sample cannot be written as JSON, or the disk failed.
         """
         if self._options.save is None:
-            raise StateError(f"the data source cannot be saved at rollout {rollout_id}: give --save a directory")
+            raise StateError(f"cannot save the data source at rollout {rollout_id}: set --save to a directory")
         with self._lock:
             save_checkpoint(self._options.save, rollout_id, self._to_json())
 
@@ -240,35 +240,35 @@ class MultipleWeightedRolloutDataSourceWithBuffer:
         return {"rollout_seed": self._options.seed, "rollout_shuffle": self._options.shuffle}
 
     def load(self, rollout_id: int | None = None) -> None:
-        """Go on exactly where the checkpoint was saved.
+        """Continue exactly where the checkpoint was saved.
 
-        ``None``: the newest checkpoint of ``args.load``, if there is one. slime begins a run with rollout -1; for that
-        one, and for ``None``, there need not be a checkpoint.
+        ``None`` loads the newest checkpoint in ``args.load``, if there is one. slime starts a run with rollout -1. For
+        -1 and for ``None`` a checkpoint is optional.
 
         Raises:
-            StateError: there is no such checkpoint, so that the curriculum would begin again at step 0.
-            ForeignState: it is of other sources, or of another order of prompts; both are named.
-            CorruptState: it cannot be read as a checkpoint.
+            StateError: there is no such checkpoint; without it the curriculum would restart at step 0.
+            ForeignState: it belongs to other sources or to another order of prompts; both are named.
+            CorruptState: it is not a valid checkpoint.
         """
         root = self._options.load
-        begins = rollout_id is None or rollout_id < 0
+        is_start = rollout_id is None or rollout_id < 0
         if rollout_id is None and root is not None:
             rollout_id = latest_checkpoint(root)
         state = None if root is None or rollout_id is None else load_checkpoint(root, rollout_id)
         if state is not None and rollout_id is not None:
             with self._lock:
                 self._restore(state, rollout_id)
-        elif not begins:
+        elif not is_start:
             raise StateError(
-                f"there is no checkpoint of the data source for rollout {rollout_id} in {root}, and starting without it"
-                " would begin the curriculum again at step 0; set --load to where it was saved, or begin at rollout 0"
+                f"there is no checkpoint of the data source for rollout {rollout_id} in {root}. Without it the"
+                " curriculum would restart at step 0: set --load to where it was saved, or start at rollout 0"
             )
 
     def _restore(self, state: dict[str, Any], rollout_id: int) -> None:
         try:
             if state["order"] != self._order():
                 raise ForeignState(
-                    f"the checkpoint has the prompts in another order: it has {state['order']}, configured is"
+                    f"the checkpoint has another order of prompts: it has {state['order']}, the options say"
                     f" {self._order()}"
                 )
             batches, in_batch = divmod(state["in_batch"], self._options.rollout_batch_size)
@@ -277,9 +277,9 @@ class MultipleWeightedRolloutDataSourceWithBuffer:
             next_group, next_sample = state["next_group"], state["next_sample"]
             self._sources.restore(state["sources"], self._sample)
         except (KeyError, TypeError, ValueError) as error:
-            raise CorruptState(f"the data source's checkpoint is not whole: {type(error).__name__}: {error}") from error
+            raise CorruptState(f"the data source's checkpoint is damaged: {type(error).__name__}: {error}") from error
         self._carry, self._in_batch, self._counted_steps = carry, in_batch, counted_steps
         self._next_group, self._next_sample, self.metadata = next_group, next_sample, metadata
         if counts_rollouts or hasattr(self.args, BATCHES_FORMED):
-            # Not what was counted when it was saved: slime may have been a rollout ahead, which it now does again.
+            # Not the count at the time of saving: slime may have been a rollout ahead, which it now repeats.
             setattr(self.args, BATCHES_FORMED, rollout_id + 1 if counts_rollouts else None)

@@ -1,10 +1,10 @@
-"""slime's ``args`` read once into plain values.
+"""Reads slime's ``args`` once into plain values.
 
 Invariants:
 
-* Everything that is wrong is one :class:`~orchestrator.errors.ConfigError` (a ``ValueError``) that names every option
+* All problems are raised as one :class:`~orchestrator.errors.ConfigError` (a ``ValueError``) that names every option
   concerned and what would be right.
-* An option that ``args`` does not have counts as slime's own default.
+* An option that is missing in ``args`` has slime's own default.
 * A setting that would be ignored is an error.
 """
 
@@ -41,20 +41,20 @@ __all__ = [
 ]
 
 BATCHES_FORMED: Final = "data_source_batches_formed"
-"""Attribute of ``args`` by which the log function tells the data source how many batches slime has formed. slime hands
-both the same ``args``, and nothing else that they share."""
+"""Attribute of ``args`` by which the log function tells the data source how many batches slime has formed. ``args`` is
+the only object that slime passes to both."""
 
 SOURCE_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
-"""Names become parts of metric names; the daemon's config has the same rule."""
+"""Names become parts of metric names. The daemon's config has the same rule."""
 
 _PATH_OF_ROWS: Final = re.compile(r"(?P<file>.*)@\[(?P<begin>-?\d*):(?P<end>-?\d*)\]")
 
 
 @dataclass(frozen=True, slots=True)
 class PromptOptions:
-    """How rows of prompt files are read; the names and defaults are slime's.
+    """How rows of prompt files are read, with slime's names and defaults.
 
-    ``max_prompt_tokens``: longer prompts are left out; ``None``: none are.
+    Prompts longer than ``max_prompt_tokens`` are left out (``None``: no limit).
     """
 
     input_key: str = "input"
@@ -69,7 +69,7 @@ class PromptOptions:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the data source needs of ``args``; ``names``, ``paths`` and the table's weights are in the same order."""
+    """What the data source needs from ``args``; ``names``, ``paths`` and the table's weights have the same order."""
 
     names: tuple[str, ...]
     paths: tuple[str, ...]
@@ -85,7 +85,7 @@ class Options:
 
 
 class _Problems:
-    """Collects what is wrong, to raise all of it at once."""
+    """Collects problems, to raise all of them at once."""
 
     def __init__(self) -> None:
         self.found: list[ConfigProblem] = []
@@ -100,7 +100,7 @@ class _Problems:
 
 
 def _option(args: Any, name: str, default: Any = None) -> Any:
-    """An option, or slime's default where it is absent or ``None``."""
+    """An option, or slime's default if it is missing or ``None``."""
     value = getattr(args, name, None)
     return default if value is None else value
 
@@ -122,7 +122,7 @@ def split_rows(path: str) -> tuple[Path, slice | None]:
 def _read_names(args: Any, problems: _Problems) -> tuple[list[str], list[str]]:
     paths = [str(path) for path in _listed(args, "prompt_data")]
     if not paths:
-        problems.add("prompt_data", "there is none", "a list with one file of prompts for each source")
+        problems.add("prompt_data", "is missing", "give a list with one prompt file for each source")
     names = [str(name) for name in _listed(args, "prompt_data_source_names")] or [
         split_rows(path)[0].stem for path in paths
     ]
@@ -134,9 +134,9 @@ def _read_names(args: Any, problems: _Problems) -> tuple[list[str], list[str]]:
         )
     for name in dict.fromkeys(names):
         if names.count(name) > 1:
-            problems.add("prompt_data_source_names", f"{name!r} is there twice", "give each source a name of its own")
+            problems.add("prompt_data_source_names", f"{name!r} occurs twice", "give each source a different name")
         if SOURCE_NAME.fullmatch(name) is None:
-            hint = "1 to 64 of A-Z a-z 0-9 _ . -, beginning with a letter, a digit or _"
+            hint = "use 1 to 64 of A-Z a-z 0-9 _ . -, and start with a letter, a digit or _"
             problems.add("prompt_data_source_names", f"{name!r} cannot be part of a metric's name", hint)
     return names, paths
 
@@ -155,8 +155,8 @@ def _read_table(args: Any, names: list[str], problems: _Problems) -> WeightTable
             problems.add(f"data_source_weights[{i}]", error.message)
     for i, weight in enumerate(weights):
         if weight.is_adaptive:
-            hint = "a function of the step alone, or the daemon"
-            problems.add(f"data_source_weights[{i}]", f"{weight.text} asks for stats, which slime does not give", hint)
+            hint = "use a function of the step only, or run the daemon"
+            problems.add(f"data_source_weights[{i}]", f"{weight.text} needs stats, which slime does not provide", hint)
     if len(weights) < len(names):
         return None
     table = WeightTable(names, weights)
@@ -203,17 +203,17 @@ def read_reward_caps(args: Any) -> tuple[tuple[str, ...], RewardCaps]:
 def _whole(args: Any, name: str, default: int | None, least: int, problems: _Problems) -> int:
     value = _option(args, name, default)
     if type(value) is not int or value < least:
-        problems.add(name, f"is {value!r}", f"a whole number of at least {least}")
+        problems.add(name, f"is {value!r}", f"give a whole number of at least {least}")
         return least
     return value
 
 
 def _read_prompt_options(args: Any, problems: _Problems) -> PromptOptions:
     if _option(args, "multimodal_keys"):
-        problems.add("multimodal_keys", "is not supported by this data source", "leave it out")
+        problems.add("multimodal_keys", "is not supported by this data source", "remove it")
     kwargs = _option(args, "apply_chat_template_kwargs", {})
     if not isinstance(kwargs, dict):
-        problems.add("apply_chat_template_kwargs", f"is {kwargs!r}", "an object")
+        problems.add("apply_chat_template_kwargs", f"is {kwargs!r}", "give a JSON object")
         kwargs = {}
     limit = getattr(args, "rollout_max_prompt_len", None)
     return PromptOptions(
@@ -232,8 +232,8 @@ def _read_buffer_filter(args: Any, problems: _Problems) -> Callable[..., Any] | 
     if _option(args, "buffer_sort_by_staleness", False):
         problems.add(
             "buffer_sort_by_staleness",
-            "is not supported by this data source, which hands the oldest group back first",
-            "leave it out, or name a function by buffer_filter_path",
+            "is not supported by this data source, which hands out the oldest group first",
+            "remove it, or set buffer_filter_path to a function",
         )
     path = _option(args, "buffer_filter_path")
     if path is None:
@@ -246,14 +246,14 @@ def _read_buffer_filter(args: Any, problems: _Problems) -> Callable[..., Any] | 
 
 
 def read_options(args: Any) -> Options:
-    """All that the data source needs of slime's ``args``.
+    """Everything that the data source needs from slime's ``args``.
 
     Raises:
         ConfigError: an option cannot be used; every one of them is named.
     """
     problems = _Problems()
     if not _option(args, "rollout_global_dataset", True):
-        problems.add("rollout_global_dataset", "is off", "sources are weighted over their prompt files: leave it on")
+        problems.add("rollout_global_dataset", "is off", "set it to true: sources are weighted over their prompt files")
     names, paths = _read_names(args, problems)
     table = _read_table(args, names, problems)
     try:

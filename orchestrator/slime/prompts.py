@@ -2,11 +2,11 @@
 
 Invariants:
 
-* A file is read once and held in memory, as slime holds it; a file with bad rows is refused, with the rows named.
-* The order of an epoch is a function of (seed, source name, epoch, number of rows) and of nothing else.
+* A file is read once and kept in memory, as in slime. A file with bad rows is refused, and the rows are named.
+* The order of an epoch depends only on the seed, the source's name, the epoch and the number of rows.
 
-slime names its prompts with options of its own (``tool_key``, ``path@[begin:end]``, the tokenizer's chat template), so
-this reader is apart from the daemon's ``orchestrator.prompts``, which is a floor above.
+slime has its own options for prompts (``tool_key``, ``path@[begin:end]``, the tokenizer's chat template), so this
+reader is separate from the daemon's ``orchestrator.prompts``.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from .samples import optional_module
 __all__ = ["PromptRow", "load_tokenizer", "permutation", "read_prompts", "read_through_slime"]
 
 MAX_PROBLEMS: Final = 20
-"""Bad rows that one error names: enough to see the pattern, few enough to read."""
+"""Most bad rows that one error names: enough to see the pattern, few enough to read."""
 
 BATCH_ROWS: Final = 4096
 """Rows of a Parquet file that are turned into Python objects at a time."""
 
 
 class _BadRow(ValueError):
-    """A row is not a prompt; the text says why, without the place."""
+    """A row is not a prompt; the text says why, without the location."""
 
 
 @dataclass(frozen=True, slots=True)
 class PromptRow:
     """One prompt: text or chat messages, any label, and metadata.
 
-    ``prototype`` is slime's own sample of it, where slime has read the file: it may hold more, such as images.
+    ``prototype`` is slime's own sample of it, if slime has read the file; it may have more, such as images.
     """
 
     prompt: str | list[dict[str, Any]]
@@ -52,9 +52,9 @@ class PromptRow:
 
 
 def permutation(*, seed: int, name: str, epoch: int, rows: int) -> list[int]:
-    """The order of one epoch [rows]: rows sorted by random keys of a generator that the arguments seed.
+    """The order of one epoch [rows]: rows sorted by random keys from a generator that the arguments seed.
 
-    Python promises that the sequence of ``random()`` for a seed stays what it is; of ``shuffle`` it does not.
+    Python guarantees the sequence of ``random()`` for a seed in all versions, but not the result of ``shuffle``.
     """
     generator = random.Random(f"{seed}/{epoch}/{name}")  # noqa: S311 - an order, not a secret
     keys = [generator.random() for _ in range(rows)]
@@ -62,18 +62,18 @@ def permutation(*, seed: int, name: str, epoch: int, rows: int) -> list[int]:
 
 
 def load_tokenizer(options: PromptOptions) -> Any:
-    """The tokenizer of slime where the options need one, else ``None``.
+    """Slime's tokenizer if the options need one, else ``None``.
 
     Raises:
-        PromptFileError: they do, and slime is not installed.
+        PromptFileError: they need one, and slime is not installed.
     """
     if not options.apply_chat_template and options.max_prompt_tokens is None:
         return None
     module = optional_module("slime.utils.processing_utils")
     if module is None:
         raise PromptFileError(
-            "apply_chat_template and rollout_max_prompt_len need the tokenizer that slime loads, and slime is not"
-            " installed here; leave them out, or put rendered prompts into the files"
+            "apply_chat_template and rollout_max_prompt_len need slime's tokenizer, but slime is not installed: remove"
+            " them, or put rendered prompts into the files"
         )
     return module.load_tokenizer(options.hf_checkpoint, trust_remote_code=True)
 
@@ -81,14 +81,14 @@ def load_tokenizer(options: PromptOptions) -> Any:
 def read_through_slime(args: Any, path: str) -> list[PromptRow] | None:
     """All prompts of a file as slime's own ``RolloutDataSourceWithBuffer`` reads them, in the file's order.
 
-    Whatever that version of slime knows of formats, templates and images holds for our sources too. Order, cursor and
-    buffer are ours: slime's are of one source, and are not saved whole.
+    So our sources support the same formats, templates and images as that version of slime. Order, cursor and buffer are
+    ours, because slime's handle one source and are not fully saved.
 
     Returns:
-        ``None`` where slime is not installed, or has no such class.
+        ``None`` if slime is not installed, or has no such class.
 
     Raises:
-        PromptFileError: no prompt is left.
+        PromptFileError: no prompts are left.
     """
     module = optional_module("slime.rollout.data_source")
     kind = getattr(module, "RolloutDataSourceWithBuffer", None)
@@ -98,7 +98,7 @@ def read_through_slime(args: Any, path: str) -> list[PromptRow] | None:
     own.prompt_data, own.rollout_global_dataset, own.rollout_shuffle, own.buffer_filter_path = path, True, False, None
     samples = kind(own).dataset.samples
     if not samples:
-        raise PromptFileError(f"{path}: there is no prompt in it, or none short enough")
+        raise PromptFileError(f"{path}: it has no prompts, or none that are short enough")
     return [PromptRow(sample.prompt, sample.label, dict(sample.metadata or {}), sample) for sample in samples]
 
 
@@ -111,7 +111,7 @@ def read_prompts(path: str, options: PromptOptions, tokenizer: Any = None) -> li
         tokenizer: of :func:`load_tokenizer`.
 
     Raises:
-        PromptFileError: the file cannot be read, has bad rows (up to 20 are named), or no prompt is left.
+        PromptFileError: the file cannot be read, has bad rows (up to 20 are named), or no prompts are left.
     """
     file, part = split_rows(path)
     try:
@@ -120,9 +120,9 @@ def read_prompts(path: str, options: PromptOptions, tokenizer: Any = None) -> li
             rows = iter(list(rows)[part])
         prompts = _parse(file, rows, options, tokenizer)
     except OSError as error:
-        raise PromptFileError(f"{file}: cannot be read: {error.strerror or error}") from error
+        raise PromptFileError(f"cannot read {file}: {error.strerror or error}") from error
     if not prompts:
-        raise PromptFileError(f"{path}: there is no prompt in it, or none short enough")
+        raise PromptFileError(f"{path}: it has no prompts, or none that are short enough")
     return prompts
 
 
@@ -145,11 +145,11 @@ def _parse(file: Path, rows: Iterator[tuple[str, Any]], options: PromptOptions, 
 
 
 def _rows_of(file: Path) -> Iterator[tuple[str, Any]]:
-    """Place and value of every row; what is not JSON is a :class:`_BadRow` as the value."""
+    """Location and value of every row; for a row that is not JSON, the value is a :class:`_BadRow`."""
     readers = {".jsonl": _jsonl_rows, ".parquet": _parquet_rows}
     reader = readers.get(file.suffix.lower())
     if reader is None:
-        raise PromptFileError(f"{file}: the suffix {file.suffix!r} tells no known format; known are .jsonl, .parquet")
+        raise PromptFileError(f"{file}: unknown suffix {file.suffix!r}; use .jsonl or .parquet")
     return reader(file)
 
 
@@ -190,17 +190,17 @@ def _parse_row(value: Any, options: PromptOptions, tokenizer: Any) -> PromptRow 
     if isinstance(value, _BadRow):
         raise value
     if not isinstance(value, dict):
-        raise _BadRow(f"an object is expected, not {type(value).__name__}")
+        raise _BadRow(f"expected an object, not {type(value).__name__}")
     for key in (options.input_key, options.label_key):
         if key is not None and key not in value:
-            raise _BadRow(f"no key {key!r}; the keys there are {', '.join(map(repr, list(value)[:20])) or 'none'}")
+            raise _BadRow(f"no key {key!r}; the row has {', '.join(map(repr, list(value)[:20])) or 'no keys'}")
     metadata = dict(_json_text(value.get(options.metadata_key), dict, str(options.metadata_key)) or {})
     tools = _json_text(value.get(options.tool_key), list, str(options.tool_key))
     if tools is not None:
         metadata["tools"] = tools
     prompt = value[options.input_key]
     if not prompt or not isinstance(prompt, str | list):
-        raise _BadRow(f"{options.input_key!r} is {str(prompt)[:40]!r}; a text or a list of chat messages is expected")
+        raise _BadRow(f"{options.input_key!r} is {str(prompt)[:40]!r}; expected a text or a list of chat messages")
     if options.apply_chat_template:
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         prompt = tokenizer.apply_chat_template(
@@ -208,7 +208,7 @@ def _parse_row(value: Any, options: PromptOptions, tokenizer: Any) -> PromptRow 
         )
     if options.max_prompt_tokens is not None:
         if not isinstance(prompt, str):
-            raise _BadRow("rollout_max_prompt_len can measure texts only: set apply_chat_template")
+            raise _BadRow("rollout_max_prompt_len can measure only texts: set apply_chat_template")
         if len(tokenizer.encode(prompt, add_special_tokens=False)) > options.max_prompt_tokens:
             return None
     label = None if options.label_key is None else value[options.label_key]
@@ -216,14 +216,14 @@ def _parse_row(value: Any, options: PromptOptions, tokenizer: Any) -> PromptRow 
 
 
 def _json_text(value: Any, kind: type[Any], key: str) -> Any:
-    """A value of that type, also where a file with a fixed schema carries it as a text of JSON."""
+    """A value of that type, also if a file with a fixed schema has it as JSON text."""
     if isinstance(value, str) and value:
         try:
             value = json.loads(value)
         except json.JSONDecodeError as error:
-            raise _BadRow(f"{key!r} is a text that is not JSON: {error}") from None
+            raise _BadRow(f"{key!r} is text, but not JSON: {error}") from None
     if value is None or value == "":
         return None
     if not isinstance(value, kind):
-        raise _BadRow(f"{key!r} is of type {type(value).__name__}; {kind.__name__} is expected")
+        raise _BadRow(f"{key!r} is of type {type(value).__name__}; expected {kind.__name__}")
     return value

@@ -2,11 +2,11 @@
 
 Invariants:
 
-* A verdict is a function of ``args`` and of the group: the cap is the one at the step at which the group was handed out
-  first, which its samples carry.
-* A group is dropped under the reason ``reward_cap_{source}``, so that slime's ``rollout/dynamic_filter/drop_{reason}``
+* A verdict depends only on ``args`` and on the group. The cap is that of the step at which the group was first handed
+  out, which its samples carry.
+* A group is dropped with the reason ``reward_cap_{source}``, so that slime's ``rollout/dynamic_filter/drop_{reason}``
   counts by source. A source without a cap loses nothing.
-* Without a reward nothing is judged: that is an error, never a reward of 0.
+* A missing reward is an error, never a reward of 0.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ def check_reward_cap_per_source(args: Any, samples: Samples, **kwargs: Any) -> A
         args: slime's options; ``data_source_reward_caps`` has one cap for each source, in the forms of weights, or
             ``None`` for no cap. With ``reward_key``, that entry of a dictionary of rewards counts.
         samples: one scored group of our data source.
-        kwargs: whatever else slime passes; not looked at.
+        kwargs: whatever else slime passes; ignored.
 
     Returns:
-        An object with ``keep`` and ``reason``: slime's ``DynamicFilterOutput`` where slime is installed.
+        An object with ``keep`` and ``reason``: slime's ``DynamicFilterOutput`` if slime is installed.
 
     Raises:
         ConfigError: the caps cannot be used (a ``ValueError``).
@@ -49,7 +49,7 @@ def check_reward_cap_per_source(args: Any, samples: Samples, **kwargs: Any) -> A
     group = list(leaves(samples))
     step = group[0].metadata.get(STEP_KEY)
     if not isinstance(step, int):
-        raise FilterError(f"the group of {source} has no {STEP_KEY} in its metadata: keep what get_samples gave")
+        raise FilterError(f"a group of {source} has no {STEP_KEY} in its metadata: keep the metadata of get_samples")
     cap = caps.cap(source, step)
     if cap is None:
         return _output(True, None)
@@ -57,8 +57,8 @@ def check_reward_cap_per_source(args: Any, samples: Samples, **kwargs: Any) -> A
     scored = [reward for reward in rewards if reward is not None]
     if len(scored) < len(rewards):
         raise FilterError(
-            f"{len(rewards) - len(scored)} of {len(rewards)} samples of {source} have no reward that is a number: score"
-            " groups first, and name the entry by reward_key where rewards are dictionaries"
+            f"{len(rewards) - len(scored)} of {len(rewards)} samples of {source} have no numeric reward: score groups"
+            " before filtering, and set reward_key if rewards are dictionaries"
         )
     keep = math.fsum(scored) / len(scored) <= cap
     return _output(keep, None if keep else f"{REWARD_CAP}_{source}")

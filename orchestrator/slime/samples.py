@@ -1,10 +1,10 @@
-"""Samples as slime has them: its own class where slime can be imported, else one with the same fields.
+"""Samples in slime's form: slime's own class if slime can be imported, else one with the same fields.
 
 Invariants:
 
-* slime, and torch with it, is imported when the first sample type is asked for, never by importing this module.
-* ``to_dict`` and ``from_dict`` are inverse to each other through JSON.
-* A group is a list of samples, or of lists of samples where a generation fans out; :func:`leaves` sees through both.
+* slime, and torch with it, is imported by the first call of :func:`sample_type`, never by importing this module.
+* ``to_dict`` and ``from_dict`` are inverses of each other through JSON.
+* A group is a list of samples, or of lists of samples if a generation fans out; :func:`leaves` handles both.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = [
 SOURCE_KEY: Final = "data_source"
 WEIGHT_KEY: Final = "data_source_weight"
 STEP_KEY: Final = "data_source_rollout_step"
-"""The metadata that each sample is tagged with; training code in use reads these names."""
+"""The metadata keys of each sample. Existing training code reads these names."""
 
 Samples = Sequence[Any]
 """Samples of slime's type or of ours, possibly in lists: slime's own functions take either."""
@@ -46,8 +46,8 @@ Samples = Sequence[Any]
 class Sample:
     """One response to one prompt, with slime's field names.
 
-    ``tokens`` are prompt and response together; ``loss_mask`` and ``rollout_log_probs``, where there are any, have
-    ``response_length`` entries. ``reward`` is a number, a dictionary of them, or ``None`` until it is scored.
+    ``tokens`` are prompt and response together. ``loss_mask`` and ``rollout_log_probs``, if given, have
+    ``response_length`` entries. ``reward`` is a number, a dictionary of numbers, or ``None`` until it is scored.
     """
 
     Status: ClassVar = SampleStatus
@@ -72,7 +72,7 @@ class Sample:
     remove_sample: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON object, from which :meth:`from_dict` makes the sample again; attributes of others' are kept."""
+        """A JSON object from which :meth:`from_dict` makes the sample again; foreign attributes are kept."""
         return {**vars(self), "status": self.status.value}
 
     @staticmethod
@@ -80,7 +80,7 @@ class Sample:
         """The inverse of :meth:`to_dict`.
 
         Raises:
-            ValueError: a status that there is not.
+            ValueError: unknown status.
         """
         sample = Sample(**{name: value for name, value in data.items() if name in _FIELDS})
         sample.status = SampleStatus(data.get("status", SampleStatus.PENDING))
@@ -96,7 +96,7 @@ def optional_module(name: str) -> ModuleType | None:
     """A module that may not be installed; ``None`` if it is not.
 
     Raises:
-        ImportError: it is installed, and cannot be imported.
+        ImportError: it is installed, but cannot be imported.
     """
     parent, _, _ = name.rpartition(".")
     if parent and optional_module(parent) is None:
@@ -105,13 +105,13 @@ def optional_module(name: str) -> ModuleType | None:
 
 
 def sample_type() -> type[Any]:
-    """The ``Sample`` of slime where it can be imported, else ours."""
+    """Slime's ``Sample`` if it can be imported, else ours."""
     module = optional_module("slime.utils.types")
     return Sample if module is None else module.Sample
 
 
 def leaves(samples: Samples) -> Iterator[Any]:
-    """The samples of a list of samples, of groups, or of groups that fan out, in their order."""
+    """The samples in a list of samples, of groups, or of groups that fan out, in order."""
     for item in samples:
         if isinstance(item, list | tuple):
             yield from leaves(item)
@@ -123,20 +123,20 @@ def source_of(samples: Samples, known: Sequence[str]) -> str:
     """The source that a group was tagged with.
 
     Raises:
-        SourceUnknown: a sample has no tag, one that is no source's, or another than the sample before.
+        SourceUnknown: a sample has no tag, an unknown one, or another than the rest of the group.
     """
     tags = {(sample.metadata or {}).get(SOURCE_KEY) for sample in leaves(samples)}
     if len(tags) == 1 and (tag := next(iter(tags))) in known:
         return str(tag)
     found = ", ".join(sorted(map(repr, tags))) or "nothing: the group is empty"
     raise SourceUnknown(
-        f"metadata[{SOURCE_KEY!r}] of a group has to be the same source in all samples, one of {', '.join(known)};"
-        f" it is {found}. Keep the metadata that get_samples gave"
+        f"metadata[{SOURCE_KEY!r}] must be the same in all samples of a group, and one of {', '.join(known)};"
+        f" it is {found}. Keep the metadata of get_samples"
     )
 
 
 def reward_value(sample: Any, reward_key: str | None) -> float | None:
-    """A sample's reward as a number, of a dictionary the entry ``reward_key``; ``None`` unless it is a finite one."""
+    """A sample's reward as a number, from a dictionary the entry ``reward_key``; ``None`` unless it is finite."""
     reward = sample.reward
     if isinstance(reward, Mapping):
         reward = reward.get(reward_key)

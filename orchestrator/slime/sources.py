@@ -1,11 +1,11 @@
-"""The sources of the data source: their prompts, where each stands in them, and the groups that came back.
+"""The sources of the data source: their prompts, their cursors, and the groups that were returned.
 
 Invariants:
 
-* The cursor (epoch, position) names the next prompt; within an epoch every prompt comes exactly once.
-* A group that came back waits in its own source's buffer, in the order in which groups were first handed out; over all
+* The cursor (epoch, position) points to the next prompt; within an epoch every prompt comes exactly once.
+* A returned group waits in its own source's buffer, in the order in which groups were first handed out. Over all
   sources the oldest goes first.
-* What raises has changed nothing.
+* A call that raises has changed nothing.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from .samples import leaves, source_of
 __all__ = ["BufferFilter", "Group", "Source", "Sources"]
 
 BufferFilter = Callable[[Any, None, list[Any], int], list[Any]]
-"""A user's ``buffer_filter_path``: called with ``(args, None, buffer, count)``, it takes at most ``count`` groups out
-of the buffer and returns them."""
+"""A user's ``buffer_filter_path``. Called with ``(args, None, buffer, count)``, it removes at most ``count`` groups
+from the buffer and returns them."""
 
 Group = list[Any]
-"""``n_samples_per_prompt`` samples of one prompt, or lists of samples where a generation fans out."""
+"""``n_samples_per_prompt`` samples of one prompt, or lists of samples if a generation fans out."""
 
 
 def _age(group: Group) -> int:
@@ -49,7 +49,7 @@ class Source:
         self.handed_out = 0
         """Groups handed out for the first time."""
         self.returned = 0
-        """Groups that came back, counted each time."""
+        """Groups that were returned, counted each time."""
         self.buffer: list[Group] = []
         self._rows = rows
         self._seed = seed
@@ -59,7 +59,7 @@ class Source:
         return len(self._rows)
 
     def next_prompt(self) -> PromptRow:
-        """The prompt at the cursor, which moves on; after the last prompt the next epoch begins."""
+        """The prompt at the cursor, which advances; after the last prompt the next epoch begins."""
         row = self._rows[self._row_at_cursor()]
         self.position += 1
         if self.position == len(self._rows):
@@ -76,12 +76,12 @@ class Source:
         return self._order[1][self.position]
 
     def put_back(self, groups: Iterable[Group]) -> None:
-        """Take groups into the buffer, each in its place by age."""
+        """Put groups into the buffer, sorted by age."""
         self.buffer.extend(groups)
         self.buffer.sort(key=_age)
 
     def to_json(self) -> dict[str, Any]:
-        """The state without the buffer, whose samples are the caller's to write."""
+        """The state without the buffer; the caller writes its samples."""
         return {
             "name": self.name,
             "rows": len(self._rows),
@@ -119,7 +119,7 @@ class Sources:
             self.of(group).put_back([group])
 
     def take_returned(self, count: int) -> list[Group]:
-        """At most ``count`` groups that came back, the oldest first, whatever their source."""
+        """At most ``count`` returned groups, oldest first, from all sources."""
         taken: list[Group] = []
         while len(taken) < count:
             waiting = [source for source in self if source.buffer]
@@ -132,8 +132,8 @@ class Sources:
         """At most ``count`` groups that the user's filter takes out of the buffers, source by source.
 
         Raises:
-            ValueError: it gave more than it was asked for.
-            Exception: whatever it raised; the buffers are then as they were before.
+            ValueError: it returned more groups than requested.
+            Exception: whatever it raised; the buffers are then unchanged.
         """
         before = [list(source.buffer) for source in self]
         taken: list[Group] = []
@@ -143,7 +143,7 @@ class Sources:
                 if wanted and source.buffer:
                     chosen = buffer_filter(args, None, source.buffer, wanted)
                     if len(chosen) > wanted:
-                        raise ValueError(f"buffer_filter_path gave {len(chosen)} groups where {wanted} were asked for")
+                        raise ValueError(f"buffer_filter_path returned {len(chosen)} groups instead of {wanted}")
                     taken += chosen
         except Exception:
             for source, buffer in zip(self, before, strict=True):
@@ -156,12 +156,12 @@ class Sources:
         return [source.to_json() | {"buffer": [_to_plain(group) for group in source.buffer]} for source in self]
 
     def restore(self, saved: Sequence[dict[str, Any]], sample_type: type[Any]) -> None:
-        """Go on where :meth:`to_json` was called.
+        """Continue where :meth:`to_json` was called.
 
         Raises:
-            ForeignState: it was called by other sources.
-            CorruptState: a cursor that cannot be.
-            KeyError, TypeError, ValueError: something is missing in what was saved.
+            ForeignState: the saved sources are others.
+            CorruptState: an impossible cursor.
+            KeyError, TypeError, ValueError: something is missing in the saved state.
         """
         self._refuse_foreign(saved)
         buffers = [[_from_plain(group, sample_type) for group in data["buffer"]] for data in saved]
@@ -178,8 +178,8 @@ class Sources:
         ours = _listed((source.name, len(source)) for source in self)
         if theirs != ours:
             raise ForeignState(
-                f"the checkpoint is of other sources: it has {theirs}; configured are {ours}. Sources, their order and"
-                " their files have to be the same, or the run begins anew with another --load"
+                f"the checkpoint belongs to other sources: it has {theirs}; the options have {ours}. Use the same"
+                " sources, order and files, or start a new run with another --load"
             )
 
 

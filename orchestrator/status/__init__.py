@@ -1,4 +1,4 @@
-"""What the daemon says of itself: status, the cause of a late batch, the metrics of each step."""
+"""What the daemon reports about itself: status, the cause of a late batch, the metrics of each step."""
 
 from .cause import Facts, explain
 from .history import MAX_POINTS, StepHistory, report_point, step_point

@@ -1,4 +1,4 @@
-"""The files of the page, as they lie in ``page/``: nothing is built and nothing is fetched.
+"""The files of the page, served as they are in ``page/``: nothing is built and nothing is fetched.
 
 Invariants:
 
@@ -42,7 +42,7 @@ HEADERS: Final = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-cache",
 }
-"""Of every answer: the page may run and fetch what this server has, and nothing else."""
+"""Headers of every response: the page may load only what this server has."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

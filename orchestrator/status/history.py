@@ -1,13 +1,13 @@
-"""What the page draws: figures of each source over the steps, kept in memory within bounds.
+"""The figures that the page plots: those of each source over the steps, in bounded memory.
 
 Invariants:
 
-* A point is a step's figures under the seed's names, in fewer bytes: those of a live step and those that are read back
-  after a restart are picked by the same function, so that a curve does not change where the daemon was restarted.
-* At most :data:`MAX_POINTS` and :data:`MAX_BYTES`. When full, every second point of the older half goes: a run of
-  months is shown from its first step on, the last hours of it in full.
-* Steps rise. A step that is not above the newest one (a checkpoint was loaded) takes the place of what came after it.
-* Points are numbered as they come, so that a reader who has seen some can ask for the rest.
+* A point holds a step's figures in compact form. The same function picks them for a live step and for one that is read
+  back after a restart, so that a curve does not change where the daemon was restarted.
+* At most :data:`MAX_POINTS` and :data:`MAX_BYTES`. When full, every second point of the older half is removed: a run of
+  months is shown from its first step on, and its last hours in full.
+* Steps rise. A step that is not above the newest one (a checkpoint was loaded) replaces all later points.
+* Points are numbered as they arrive, so that a reader who has seen some can ask for the rest.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ FIELDS: Final = (
 """The numbers of one source in a point, in this order; ``dropped``, the last, is the sum over all reasons."""
 
 WAIT: Final = "rollout/trainer_wait_s"
-"""The one figure of a step that is of no source."""
+"""The one figure of a step that belongs to no source."""
 
 
 def step_point(step: int, policy_version: int, time_s: float | None, metrics: Mapping[str, float]) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def step_point(step: int, policy_version: int, time_s: float | None, metrics: Ma
 
 
 def report_point(report: StepReport, time_s: float) -> dict[str, Any]:
-    """The point of a step that has its report now; see :func:`step_point`."""
+    """The point of a step whose report is at hand; see :func:`step_point`."""
     return _point(report.step, report.policy_version, time_s, report.trainer_wait_s, report.sources)
 
 
@@ -145,7 +145,7 @@ class StepHistory:
             self._thin()
 
     def refill(self, points: Iterable[Mapping[str, Any]], *, below: int) -> None:
-        """Steps of before a restart, all below the one that the run goes on at."""
+        """Add the steps from before a restart that are below the one at which the run continues."""
         for point in points:
             if point["step"] < below:
                 self.add(point)

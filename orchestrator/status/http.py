@@ -2,10 +2,10 @@
 
 Invariants:
 
-* Read only: nothing here changes the run. Nothing that is served names another host, and a browser is told to ask none.
-* ``/-/healthy`` answers while the event loop turns; ``/-/ready`` when at least one engine is up.
-* At a loopback address only requests for ``localhost``, an IP address or the configured name are answered: a foreign
-  name that leads here is a page of somebody else's asking through this machine's browser (DNS rebinding).
+* Read only: nothing here changes the run. No page refers to another host, and browsers are told to contact none.
+* ``/-/healthy`` answers while the event loop runs; ``/-/ready`` when at least one engine is available.
+* At a loopback address, only requests for ``localhost``, an IP address or the configured name are answered. Any other
+  name means that a foreign page reaches us through a browser on this machine (DNS rebinding).
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from .assets import HEADERS, read_assets
 from .history import StepHistory
 from .metrics import render_metrics
 from .samples import SampleReader, Samples
-from .source_cause import AT_WORK
+from .source_cause import AVAILABLE
 from .stream import Streams
 
 __all__ = ["StatusServer"]
 
 STOP_DEADLINE_S: Final = 2.0
-"""For answers under way when the daemon stops."""
+"""For responses still being sent when the daemon stops."""
 
 
 class StatusServer:
@@ -95,7 +95,7 @@ class StatusServer:
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
         if not self._may_be_called(request.host):
-            text = f"this address answers to localhost and to IP addresses only, not to {request.host[:80]!r}\n"
+            text = f"this address answers only to localhost and to IP addresses, not to {request.host[:80]!r}\n"
             return web.Response(status=421, text=text, headers=HEADERS)
         try:
             response = await handler(request)
@@ -107,7 +107,7 @@ class StatusServer:
         return response
 
     def _may_be_called(self, host: str) -> bool:
-        """Whether the ``Host`` of a request may be meant; where the network may come in, any may."""
+        """Whether the ``Host`` of a request is acceptable; off loopback, any is."""
         name = _without_port(host)
         return not _is_loopback(self._host) or name in ("localhost", self._host.lower()) or _is_address(name)
 
@@ -116,10 +116,10 @@ class StatusServer:
 
     async def _ready(self, _: web.Request) -> web.Response:
         engines = (await self._status())["engines"]
-        if any(engine["state"] in AT_WORK for engine in engines):
+        if any(engine["state"] in AVAILABLE for engine in engines):
             return web.Response(text="ready\n")
-        states = ", ".join(f"{engine['name']} is {engine['state']}" for engine in engines) or "there is none"
-        return web.Response(status=503, text=f"no engine is at work: {states}\n")
+        states = ", ".join(f"{engine['name']} is {engine['state']}" for engine in engines) or "there are none"
+        return web.Response(status=503, text=f"no engine is available: {states}\n")
 
     async def _report(self, _: web.Request) -> web.Response:
         return web.Response(body=orjson.dumps(await self._status()), content_type="application/json")

@@ -1,11 +1,11 @@
 """The tables of ``docs/observing.md``, from the code that makes the figures.
 
-``python -m orchestrator.status.observing docs/observing.md`` writes them; a test fails when the committed ones are not
-what the code says.
+``python -m orchestrator.status.observing docs/observing.md`` writes them. A test fails when the committed tables differ
+from what the code says.
 
 Invariants:
 
-* Only what stands between the marks of a table is written; the rest of the page belongs to people.
+* Only the text between the marks of a table is written; people write the rest of the page.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["render_page"]
 
 
 def render_page(text: str) -> str:
-    """The page with its tables as they have to be.
+    """The page with its tables brought up to date.
 
     Raises:
         ValueError: the page does not have the marks of a table.

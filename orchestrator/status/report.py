@@ -32,13 +32,13 @@ __all__ = ["RunFacts", "build_status"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFacts:
-    """What the status is built from, as it is at one moment.
+    """The facts of one moment that the status is built from.
 
-    ``cause``: why no batch is formed, ``None`` where one can be; ``loop`` says how the event loop was held up
-    (:class:`~orchestrator.concurrency.loop_watch.LoopStatistics`); ``held`` maps leases to the pid that holds them and
-    for how many seconds; ``connections`` lists clients; ``state`` are the counts of the state store,
-    ``archive`` those of the archive (``None``: there is none), ``sinks`` those of what takes the metrics; ``problems``
-    is what the restart found damaged; ``events`` are the last log lines, ``history`` the last steps' figures
+    ``cause`` says why no batch is formed (``None``: one can be). ``loop`` says how the event loop was held up
+    (:class:`~orchestrator.concurrency.loop_watch.LoopStatistics`). ``held`` maps each lease to the pid that holds it and
+    for how many seconds. ``connections`` lists the clients. ``state`` has the counts of the state store, ``archive``
+    those of the archive (``None``: there is none), ``sinks`` those of the metrics sinks. ``problems`` lists the damage
+    found at startup. ``events`` are the last log lines, ``history`` the figures of the last steps
     (:func:`~orchestrator.status.history.step_point`).
     """
 
@@ -123,7 +123,7 @@ def _source(facts: RunFacts, state: SourceState, leased: int) -> dict[str, Any]:
 
 
 def _account(state: SourceState, leased: int) -> dict[str, Any]:
-    """Where every group that the source launched is."""
+    """Where every group is that the source has launched."""
     return {
         "groups": {
             "launched": state.launched,

@@ -1,9 +1,9 @@
-"""The page of a step's samples: ``/samples/12``, made here, without a script.
+"""The page of a step's samples, ``/samples/12``: plain HTML without a script.
 
 Invariants:
 
-* At most :data:`ENDS` samples of either end of a source's rewards, of :data:`MAX_SOURCES` sources, each text cut at
-  :data:`MAX_CHARACTERS`; ``orchestrator show`` prints the rest.
+* It shows at most :data:`MAX_SOURCES` sources, and for each the :data:`ENDS` samples with the lowest and highest
+  rewards. Texts are cut at :data:`MAX_CHARACTERS`. ``orchestrator show`` prints the rest.
 * Whatever comes from the archive is escaped: prompts and responses are shown, never interpreted.
 * The archive is read in a worker thread, one step at a time, within :data:`READ_DEADLINE_S`.
 """
@@ -63,17 +63,17 @@ class StepSamples(Protocol):
 
     @property
     def policy_version(self) -> int | None:
-        """At which it was formed."""
+        """The policy version at which the batch was formed."""
         ...
 
     @property
     def sources(self) -> Sequence[_SourceSamples]:
-        """Each of them, with its samples at either end."""
+        """Its sources, each with its samples of lowest and highest reward."""
         ...
 
 
 SampleReader = Callable[[int, str | None, int], StepSamples]
-"""Reads a step, of one source or of all, with so many samples of either end; blocks; raises ``StateError``."""
+"""Reads a step: ``(step, source or None for all, samples of lowest and of highest reward)``. Blocks; ``StateError``."""
 
 
 class Samples:
@@ -91,7 +91,7 @@ class Samples:
         """The page of one step."""
         step = request.match_info["step"]
         if self._read is None:
-            return _page(404, step, "<p>Nothing is kept of what was trained on: set <code>archive</code>.</p>")
+            return _page(404, step, "<p>There is no archive: set <code>archive</code> in the config.</p>")
         source = request.query.get("source") or None
         try:
             with anyio.fail_after(READ_DEADLINE_S):
@@ -101,7 +101,7 @@ class Samples:
         except StateError as error:
             return _page(404, step, f"<p>{escape(str(error))}</p>")
         except TimeoutError:
-            text = f"The archive did not answer within {READ_DEADLINE_S:g} s: orchestrator show {step} takes its time."
+            text = f"The archive did not answer within {READ_DEADLINE_S:g} s: use orchestrator show {step} instead."
             return _page(503, step, f"<p>{escape(text)}</p>")
         return _page(200, step, _body(int(step), found))
 
@@ -112,7 +112,7 @@ def _page(status: int, step: str, body: str) -> web.Response:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
         f'<title>step {step}</title><link rel="icon" href="data:,"><link rel="stylesheet" href="/page.css"></head>'
-        f'<body><header><h1>step {step}</h1><p><a href="/">the run</a></p></header>{body}</body></html>'
+        f'<body><header><h1>step {step}</h1><p><a href="/">back to the run</a></p></header>{body}</body></html>'
     )
     return web.Response(status=status, text=text, content_type="text/html")
 
@@ -121,7 +121,7 @@ def _body(step: int, found: StepSamples) -> str:
     before = f'<a href="/samples/{step - 1}">step {step - 1}</a> · ' if step else ""
     parts = [
         f'<p>{before}<a href="/samples/{step + 1}">step {step + 1}</a> · policy version {found.policy_version} ·'
-        f" samples of the lowest and of the highest reward; all of them: <code>orchestrator show {step}</code></p>"
+        f" samples with the lowest and highest rewards; for all: <code>orchestrator show {step}</code></p>"
     ]
     parts += [_source(step, source) for source in found.sources[:MAX_SOURCES]]
     if len(found.sources) > MAX_SOURCES:
@@ -130,13 +130,13 @@ def _body(step: int, found: StepSamples) -> str:
 
 
 def _source(step: int, source: _SourceSamples) -> str:
-    share = "" if source.weight is None else f" · share {100 * source.weight:.1f} %"
+    share = "" if source.weight is None else f" · share {100 * source.weight:.1f}%"
     rewards, lengths = source.rewards, source.lengths
     figures = (
         f"{source.groups} groups, {len(rewards)} samples{share} · reward {fmean(rewards):.4g}"
         f" ({min(rewards):.4g} to {max(rewards):.4g}) · {fmean(lengths):.0f} tokens (at most {max(lengths)})"
         if rewards
-        else "no sample"
+        else "no samples"
     )
     name = escape(source.source)
     head = f'<h2><a href="/samples/{step}?source={name}">{name}</a> <small>{figures}</small></h2>'

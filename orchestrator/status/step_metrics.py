@@ -2,9 +2,9 @@
 
 Invariants:
 
-* Every source reports at every step, with weight and count 0 where it has nothing in the batch.
-* Values are of the batch that was handed out, except for the flows (``dropped``, ``filter_ratio``), which are of the
-  time since the batch before.
+* Every source reports at every step, with weight and count 0 if it has nothing in the batch.
+* Values describe the batch that was handed out. Only the flows (``dropped``, ``filter_ratio``) describe the time since
+  the previous batch.
 * Every value is a finite number.
 """
 
@@ -30,8 +30,8 @@ class StepReport:
     """One step: ``sources[name]`` holds the nested metrics of a source.
 
     ``slashed`` are the same under the seed's names: ``rollout/{source}/response_len/mean`` and so on.
-    ``trainer_wait_s``: seconds that the trainer waited for this batch because it could not be formed; 0 where it was
-    there when it was asked for.
+    ``trainer_wait_s``: seconds that the trainer waited for this batch because it could not be formed; 0 if it was ready
+    when the trainer asked for it.
     """
 
     step: int
@@ -43,7 +43,7 @@ class StepReport:
 
 @dataclass(slots=True)
 class _Flow:
-    """Counters of a source at the step before."""
+    """Counters of a source at the previous step."""
 
     finished: int
     dropped: dict[str, int]

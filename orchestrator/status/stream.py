@@ -1,13 +1,13 @@
-"""What the page is pushed: server-sent events with the steps and the status.
+"""The server-sent events of the page: steps and status.
 
 Invariants:
 
-* At most :data:`MAX_STREAMS` at a time. Nothing is queued for them: each sends what there is when its reader has taken
-  what came before, so that a slow one sees fewer states and no fewer steps, and costs no memory.
-* A reader that takes nothing for :data:`SEND_DEADLINE_S` is left.
-* The status is made at most once in :data:`PERIOD_S`, however many look, and never while nobody does.
-* Whoever comes back says what it has seen (``Last-Event-ID``) and gets what it missed; one that comes back to another
-  process gets everything, and is told to forget what it has.
+* At most :data:`MAX_STREAMS` at a time. Nothing is queued: each stream sends what is new once its reader has taken what
+  came before. A slow reader sees fewer states but all steps, and costs no memory.
+* A reader that takes nothing for :data:`SEND_DEADLINE_S` is disconnected.
+* The status is made at most once in :data:`PERIOD_S`, for any number of readers, and never without one.
+* A reader that reconnects says what it has seen (``Last-Event-ID``) and gets what it missed. If the daemon was
+  restarted meanwhile, it gets everything, and is told to discard what it has.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from .history import FIELDS, StepHistory
 __all__ = ["MAX_STREAMS", "Streams"]
 
 MAX_STREAMS: Final = 16
-"""Pages open at a time: a team; each costs a connection and some kilobytes a second."""
+"""Pages open at a time, enough for a team; each costs a connection and some kilobytes a second."""
 
 PERIOD_S: Final = 1.0
-"""From one status to the next: as often as an eye takes figures in."""
+"""Between two statuses: people cannot read figures faster."""
 
 SEND_DEADLINE_S: Final = 20.0
-"""A sleeping laptop's connection is not to be kept for ever."""
+"""A sleeping laptop must not keep its connection for ever."""
 
 RETRY_MS: Final = 1000
 """After which a page whose connection ended tries again."""
@@ -56,13 +56,13 @@ class Streams:
         self._closing = anyio.Event()
 
     def close(self) -> None:
-        """End them all; the daemon stops."""
+        """End all streams: the daemon is stopping."""
         self._closing.set()
 
     async def serve(self, request: web.Request) -> web.StreamResponse:
         """One stream, for as long as its reader stays."""
         if self._open >= MAX_STREAMS:
-            return web.Response(status=503, text=f"{MAX_STREAMS} pages are open: close one\n")
+            return web.Response(status=503, text=f"{MAX_STREAMS} pages are open already: close one\n")
         self._open += 1
         try:
             return await self._stream(request)
@@ -84,7 +84,7 @@ class Streams:
                 with anyio.move_on_after(PERIOD_S):
                     await self._closing.wait()
         except (ConnectionError, TimeoutError):
-            pass  # the tab was closed, or its machine sleeps: that is how all of these end
+            pass  # the tab was closed, or its machine sleeps: every stream ends like this
         return response
 
     async def _send(self, response: web.StreamResponse, data: bytes) -> None:

@@ -1,4 +1,4 @@
-"""The weight of a source that is in force, and why: one object for status, command line and people."""
+"""The weight of a source that is in force, and why: one object for the status, the command line and the page."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ __all__ = ["weight_in_force"]
 def weight_in_force(mixer: Mixer, ledger: Ledger, state: SourceState) -> dict[str, Any]:
     """``{"text", "kind", "set_at_run_time", "value", "share", "why"}``.
 
-    ``value`` is the weight of the next batch, ``share`` the same normalised over the sources that take part (both
-    ``None`` while no batch can be planned); ``why`` is a sentence.
+    ``value`` is the weight for the next batch; ``share`` is the same, normalised over the sources that take part. Both
+    are ``None`` while no batch can be planned. ``why`` is a sentence.
     """
     weight = mixer.table.weight(state.name)
     plan = mixer.plan()
@@ -30,17 +30,17 @@ def weight_in_force(mixer: Mixer, ledger: Ledger, state: SourceState) -> dict[st
 
 
 def _reasons(mixer: Mixer, ledger: Ledger, state: SourceState) -> list[str]:
-    reasons = ["of the config file"]
+    reasons = ["from the config file"]
     if state.weight_override is not None:
         reasons = [f"set at run time; the config file says {state.weight_in_file}"]
     if mixer.table.weight(state.name).is_adaptive:
         stats = ledger.statistics(state.name)
         seen = f"pass rate {stats.pass_rate:.2f}, signal {stats.signal:.2f}, learnability {stats.learnability:.3f}"
-        reasons.append(f"{seen} of {stats.groups} groups" if stats.groups else "nothing of it was scored yet")
+        reasons.append(f"{seen} over {stats.groups} groups" if stats.groups else "none of its groups is scored yet")
     if state.paused:
-        reasons.append("paused: it takes no part")
+        reasons.append("paused")
     if state.is_exhausted:
-        reasons.append("it has no prompt left")
+        reasons.append("it has no prompts left")
     plan = mixer.plan()
     reasons += [text for text in (plan[0].warnings if plan else ()) if text.startswith(f"weight of {state.name} ")]
     return reasons

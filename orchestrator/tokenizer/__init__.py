@@ -1,7 +1,7 @@
-"""Prompts to token ids in the daemon's own worker processes, by a tokenizer and a chat template on the disk.
+"""Turns prompts into token ids in the daemon's own processes, with a tokenizer and a chat template on disk.
 
-For engines that have no endpoint for it, and for prompts that must not cost an engine's time. Engines that are reached
-over HTTP usually tokenise themselves; a config without ``tokenizer`` leaves it to them.
+For engines that have no endpoint for it, and to save the engines' time. Most engines that are reached over HTTP
+tokenise prompts themselves; a config without ``tokenizer`` leaves it to them.
 """
 
 from .files import find_problem

@@ -1,9 +1,9 @@
-"""The files that a tokenizer is, as the field's libraries save them: ``tokenizer.json``, and beside it the template.
+"""The files of a tokenizer, as the common libraries save them: ``tokenizer.json``, and beside it the template.
 
 Invariants:
 
-* Nothing of them is run here: the template is text until a worker process renders it.
-* What is not there is said with the name of the file that was looked for.
+* Nothing is executed here: the template is text until a process of its own renders it.
+* An error about a missing file names the file.
 """
 
 from __future__ import annotations
@@ -19,18 +19,17 @@ from orchestrator.errors import TokenizerError
 __all__ = ["TokenizerFiles", "find_problem", "read_files"]
 
 PACKAGES: Final = {"tokenizers": "tokenizers", "jinja2": "jinja2"}
-"""Modules, and the distributions that have them."""
+"""Modules, and the distributions that provide them."""
 
 INSTALL_HINT: Final = "pip install 'rollout-orchestrator[tokenizer]'"
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizerFiles:
-    """What a tokenizer is.
+    """The contents of a tokenizer's files.
 
-    ``vocabulary``: the path of ``tokenizer.json``; ``template``: of chats, ``None`` where there is none; ``special``:
-    the texts that templates know as ``bos_token``, ``eos_token`` and so on.
-
+    ``vocabulary`` is the path of ``tokenizer.json``. ``template`` is the chat template, ``None`` if there is none.
+    ``special`` has the texts that templates know as ``bos_token``, ``eos_token`` and so on.
     """
 
     vocabulary: Path
@@ -39,7 +38,7 @@ class TokenizerFiles:
 
 
 def find_problem(path: Path) -> str | None:
-    """Why no tokenizer can be had from ``path``; ``None`` where nothing is seen that speaks against it."""
+    """Why the tokenizer at ``path`` cannot be loaded; ``None`` if no problem was found."""
     missing = [name for module, name in PACKAGES.items() if importlib.util.find_spec(module) is None]
     if missing:
         return f"needs the package {' and '.join(missing)}: {INSTALL_HINT}"
@@ -51,20 +50,20 @@ def find_problem(path: Path) -> str | None:
 
 
 def read_files(path: Path, *, template: str | None) -> TokenizerFiles:
-    """What a tokenizer's directory, or its ``tokenizer.json``, holds.
+    """Read a tokenizer's directory, or its ``tokenizer.json``.
 
     Args:
         path: the directory or the file.
-        template: instead of the one that is there.
+        template: replaces the one on disk.
 
     Raises:
-        TokenizerError: a file is missing or is not what its name says.
+        TokenizerError: a file is missing or malformed.
     """
     folder = path.parent if path.is_file() else path
     vocabulary = path if path.is_file() else path / "tokenizer.json"
     if not vocabulary.is_file():
         raise TokenizerError(
-            f"{vocabulary} does not exist: a tokenizer is a directory with a tokenizer.json, or that file"
+            f"{vocabulary} does not exist: give a directory that has a tokenizer.json, or the file itself"
         )
     settings = _settings(folder / "tokenizer_config.json")
     if template is None:
@@ -78,20 +77,20 @@ def _settings(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise TokenizerError(f"{path} cannot be read: {error}") from error
+        raise TokenizerError(f"cannot read {path}: {error}") from error
     if not isinstance(settings, dict):
         raise TokenizerError(f"{path} is not a JSON object")
     return settings
 
 
 def _template(folder: Path, settings: dict[str, Any]) -> str | None:
-    """``chat_template.jinja`` where it is, else the entry of ``tokenizer_config.json``: a text, or several by name."""
+    """``chat_template.jinja`` if it exists, else the entry of ``tokenizer_config.json``: a text, or several by name."""
     try:
         return (folder / "chat_template.jinja").read_text("utf-8")
     except FileNotFoundError:
         pass
     except (OSError, ValueError) as error:
-        raise TokenizerError(f"{folder / 'chat_template.jinja'} cannot be read: {error}") from error
+        raise TokenizerError(f"cannot read {folder / 'chat_template.jinja'}: {error}") from error
     template = settings.get("chat_template")
     if isinstance(template, list):
         template = next((entry.get("template") for entry in template if entry.get("name") == "default"), None)

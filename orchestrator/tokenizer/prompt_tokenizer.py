@@ -1,9 +1,9 @@
-"""The run's own tokenizer, as its groups ask for it.
+"""The run's own tokenizer, as groups call it.
 
 Invariants:
 
-* It never runs in the daemon's loop, and every call has a deadline; a template that hangs costs its process.
-* A process that ends costs a call one more try; what the tokenizer says of a prompt is final.
+* It never runs in the daemon's event loop, and every call has a deadline. A template that hangs costs its process.
+* A call whose process ends is retried once. The tokenizer's verdict on a prompt is final.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from .service import SERVICE
 __all__ = ["PromptTokenizer"]
 
 PROCESSES: Final = 2
-"""At a time: tokenising a prompt takes a millisecond, and generating from it seconds of many cores."""
+"""Two are enough: tokenising a prompt takes a millisecond, and generating from it takes seconds."""
 
 CALL_TIMEOUT_S: Final = 30.0
-"""Of one prompt; the longest that fits a frame takes about a second."""
+"""For one prompt; the longest that fits into a frame takes about a second."""
 
 TRIES: Final = 2
 
@@ -42,7 +42,7 @@ class PromptTokenizer:
 
     @classmethod
     async def open(cls, path: Path, *, chat_template: str | None, add_generation_prompt: bool) -> Self:
-        """Start a process, and tokenise a word.
+        """Start a process, and tokenise a word to test it.
 
         Args:
             path: a directory with a ``tokenizer.json``, or that file.
@@ -62,7 +62,7 @@ class PromptTokenizer:
         return tokenizer
 
     async def tokenize(self, text: str) -> list[int]:
-        """Token ids of a text, with the special tokens that texts begin and end with.
+        """Token ids of a text, including the special tokens at its beginning and end.
 
         Raises:
             TokenizerError: the text was refused, or the processes keep failing.
@@ -70,7 +70,7 @@ class PromptTokenizer:
         return await self._ask({"text": text})
 
     async def tokenize_chat(self, messages: Sequence[Message], template_kwargs: dict[str, Any]) -> list[int]:
-        """Token ids of chat messages after the template; raises like :meth:`tokenize`."""
+        """Token ids of chat messages rendered by the template; raises like :meth:`tokenize`."""
         return await self._ask({"messages": list(messages), "kwargs": template_kwargs})
 
     async def _ask(self, call: dict[str, Any]) -> list[int]:

@@ -1,10 +1,10 @@
-"""What the worker process of a tokenizer does: ``{"text"}`` or ``{"messages", "kwargs"}`` to ``{"tokens"}``.
+"""The process of a tokenizer: takes ``{"text"}`` or ``{"messages", "kwargs"}``, answers ``{"tokens"}``.
 
 Invariants:
 
-* A template is a program of the model's author: it runs in a sandbox that reads nothing and changes nothing, in a
+* A template is a program by the model's author: it runs in a sandbox that reads nothing and changes nothing, in a
   process that is killed when it does not end.
-* A template writes its special tokens itself; a plain text gets those that the tokenizer begins and ends texts with.
+* A template writes its special tokens itself. A plain text gets those that the tokenizer adds at its beginning and end.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Render = Callable[[list[dict[str, Any]], dict[str, Any]], str]
 
 
 class _Refused(ValueError):
-    """What a template says of messages that it cannot take."""
+    """A template refuses the messages."""
 
 
 def serve(options: dict[str, Any]) -> Callable[[dict[str, Any], bytes], dict[str, Any]]:
@@ -45,7 +45,7 @@ def serve(options: dict[str, Any]) -> Callable[[dict[str, Any], bytes], dict[str
     except TokenizerError as error:
         raise ServiceRefused(error.message) from error
     except Exception as error:  # the library's own errors have no common type
-        raise ServiceRefused(f"the tokenizer at {options['path']} cannot be loaded: {error}") from error
+        raise ServiceRefused(f"cannot load the tokenizer at {options['path']}: {error}") from error
 
     def call(header: dict[str, Any], _: bytes) -> dict[str, Any]:
         try:
@@ -60,7 +60,7 @@ def serve(options: dict[str, Any]) -> Callable[[dict[str, Any], bytes], dict[str
 
 
 def _renderer(template: str | None, known: dict[str, Any]) -> Render:
-    """The template as a function of messages and of values laid over what it knows anyway."""
+    """The template as a function of messages and of values that override the known ones."""
     if template is None:
 
         def refuse(*_: object) -> NoReturn:

@@ -92,7 +92,7 @@ def test_a_step_is_printed_whole_and_the_worst_first(kept: Path, capsys: pytest.
         (["1", "--archive", "kept", "--source", "medium"], 1, "has no group of 'medium'; it has groups of easy"),
         (["1", "--archive", "away"], 1, "away has no archived step"),
         (["1", "--socket", "away"], 1, "or name the archive: --archive DIRECTORY, or --config FILE"),
-        (["first", "--archive", "kept"], 2, "the step is a number, or `last`, not 'first'"),
+        (["first", "--archive", "kept"], 2, "the step must be a number or `last`, not 'first'"),
     ],
 )
 def test_what_is_not_there_is_said(

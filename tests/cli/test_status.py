@@ -51,7 +51,7 @@ def test_that_adaptive_weights_cannot_be_foretold_is_said(
     command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
-    said = "adaptive, shown as they are before anything is seen"
+    said = "adaptive weights are shown at their starting values"
     assert main([*command, "config/demo.yaml"]) == OK
     assert said in capsys.readouterr().out
     assert main([*command, "config/minimal.yaml"]) == OK

@@ -70,7 +70,7 @@ def test_it_follows_a_run_through_a_restart_and_ends_with_a_key(tmp_path: Path) 
             terminal.shows("hard .*paused", "hard is paused from step 1 on")
             process.signal(signal.SIGKILL)
             process.wait()
-            terminal.shows("no daemon, trying again")
+            terminal.shows("no daemon, retrying")
             process.start()
             terminal.shows("the run goes on at step 1")
             terminal.press("q")
@@ -92,7 +92,7 @@ def many(count: int, status: dict[str, Any]) -> dict[str, Any]:
         "engines": [{**engine, "name": f"engine-{i}", "last_error": "it broke " * 30} for i in range(count)],
         "headline": {
             "level": "late",
-            "text": "The trainer has been waiting for 75 s: " + "a source lacks groups, " * 40,
+            "text": "The trainer has been waiting for 75 s. " + "A source lacks groups, " * 40,
         },
         "events": [{**status["events"][0], "message": "\x1b[2J something happened " * 9, "source": "easy"}] * 20,
     }
@@ -133,7 +133,7 @@ def test_the_lines_hold_every_figure_of_a_small_run(status: dict[str, Any]) -> N
     row = next(line for line in lines if line.startswith("easy"))
     source, plan = status["sources"]["easy"], status["plan"][0]
     figures = row.split()[1:10]
-    assert head.split()[1:10] == ["share", "next", "ready", "fly", "plan", "bound", "handed", "drop", "reward"]
+    assert head.split()[1:10] == ["share", "next", "ready", "flight", "plan", "bound", "handed", "drop", "reward"]
     assert figures == [
         f"{100 * plan['weights']['easy']:.1f}%",
         *map(

@@ -76,7 +76,7 @@ def test_what_is_in_force_in_a_daemon_and_why(tmp_path: Path, capsys: pytest.Cap
         easy, hard = map(json.loads, capsys.readouterr().out.splitlines())
         assert (easy["kind"], easy["share"]) == ("adaptive", 0.0)
         assert "pass rate" in easy["why"]
-        assert easy["why"].endswith("paused: it takes no part")
+        assert easy["why"].endswith("; paused")
         assert (hard["text"], hard["value"], hard["share"]) == ("lambda step: 2", 2.0, 1.0)
         assert hard["why"] == "set at run time; the config file says 0.4"
         assert main(["weights", "--socket", str(process.socket)]) == OK
@@ -110,9 +110,9 @@ def test_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str], steps: str)
 def test_a_picture_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
     assert main(["weights", CURRICULUM, "--steps", "2", "--plot", str(tmp_path / "away" / "w.png")]) == FAILED
-    assert "cannot be written: No such file or directory" in capsys.readouterr().err
+    assert "w.png: No such file or directory" in capsys.readouterr().err
     assert main(["weights", CURRICULUM, "--steps", "2", "--plot", str(tmp_path / "w.gif")]) == FAILED
-    assert "pictures are PNG files; write --plot w.png" in capsys.readouterr().err
+    assert "the plot is a PNG file; use --plot w.png" in capsys.readouterr().err
 
 
 # -- in a process of its own ------------------------------------------------------------------------------------------

@@ -638,7 +638,7 @@ over_sampling_batch_size: 8
 tokenizer: {path: gone}
 """,
         "1: tokenizer: {here}/gone/tokenizer.json does not exist: "
-        "a tokenizer is a directory with a tokenizer.json, or that file",
+        "give a directory that has a tokenizer.json, or the file itself",
     ),
     # -- the archive ---------------------------------------------------------------------------------------------------
     "archive where a file stands": Wrong(

@@ -171,7 +171,7 @@ def test_partials_that_are_too_old_are_dropped_counted_and_named(tmp_path: Path)
         for version in (1, 2, 3):
             tokens = wait_for_tokens(client, tokens)
             client.set_policy_version(version, mode="abort")
-        with pytest.raises(BatchTimeout, match="too old and run again"):
+        with pytest.raises(BatchTimeout, match="went stale and ran again"):
             client.get_batch(timeout_s=0.5)
         status = client.status()
         stale = [source["dropped"].get("stale", {"groups": 0}) for source in status["sources"].values()]

@@ -51,7 +51,7 @@ def test_a_function_that_hangs_is_named(tmp_path: Path, monkeypatch: pytest.Monk
     config = config_of(tmp_path, {"path": path, "timeout_s": 0.2, "concurrency": 2})
     with daemon(config) as process, process.connect() as client:
         status = cause_with(client, f"its reward {path} hung ")
-        assert "times (its workers were killed); last: no answer within 0.2 s" in status["cause"]["sentence"]
+        assert "times (its workers were killed); last error: no answer within 0.2 s" in status["cause"]["sentence"]
         reward = status["sources"]["easy"]["reward"]
         assert (reward["name"], reward["kind"], reward["scored"]) == (path, "process", 0)
         assert reward["extra"]["processes_started"] >= reward["timed_out"] >= 3
@@ -83,7 +83,7 @@ def test_a_server_that_is_away_is_named_and_costs_no_generation(tmp_path: Path) 
     port = free_port()
     url = f"http://127.0.0.1:{port}/score"
     with daemon(config_of(tmp_path, {"kind": "http", "url": url})) as process, process.connect() as client:
-        cause_with(client, f"its reward server {url} is away or busy, and is waited for: ")
+        cause_with(client, f"its reward server {url} is unavailable or busy, and calls wait for it: ")
         with reward_server(lambda body: body["index"], port=port):
             batch = client.get_batch(timeout_s=60)
             assert rewards_of(batch) == [[float(s.index) for s in group.samples] for group in batch.groups]

@@ -187,7 +187,7 @@ def test_what_has_changed_is_said_as_a_config_says_it_and_what_comes_and_goes_in
         )
     )
     assert set(described([asdict(difference) for difference in differences(old, new)])) == {
-        "run.seed: 3 -> 4 (at the next start)",
+        "run.seed: 3 -> 4 (after a restart)",
         "engines.two: removed",
         "engines.three: added",
         "data_sources.easy: removed",

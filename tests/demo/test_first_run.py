@@ -158,5 +158,5 @@ def test_a_demo_that_is_told_to_end_leaves_nothing_running(tmp_path: Path) -> No
         finally:
             process.kill()
     assert process.returncode == 1
-    assert "again it goes on" in " ".join(said.split())
+    assert "To continue, run it again with --keep" in " ".join(said.split())
     assert processes_of(tmp_path) == []

@@ -109,14 +109,14 @@ def test_the_display_says_where_a_run_stands() -> None:
         "step 120 of 400",
         "1:10 left",
         "80%",
-        "trainer started again: 2",
+        "trainer restarts: 2",
         "embedded-0: down",
         "60 of 11520",
         "http://127.0.0.1:8642/",
     ):
         assert said in text
     nothing_yet = shown(live(Moment(learning(steps=0), 400, None, {})))
-    assert "does not answer" in nothing_yet
+    assert "is not answering" in nothing_yet
     assert "live page" not in nothing_yet
 
 
@@ -149,7 +149,7 @@ def test_the_picture_is_a_small_png(tmp_path: Path) -> None:
         with Image.open(tmp_path / f"{name}.png") as picture:
             assert picture.size == (width, 560)
             assert len(picture.convert("RGB").getcolors(1 << 20)) > 20, "something is on it"
-    with pytest.raises(PictureError, match="cannot be written"):
+    with pytest.raises(PictureError, match="cannot write"):
         draw([one], tmp_path / "missing" / "one.png", title="one")
 
 
@@ -172,9 +172,9 @@ def test_a_picture_that_cannot_be_written_is_named_before_the_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["demo", "--picture", "it.svg"]) == USAGE
-    assert "write --picture it.png" in capsys.readouterr().err
+    assert "use --picture it.png" in capsys.readouterr().err
     assert main(["demo", "--picture", str(tmp_path / "missing" / "it.png")]) == USAGE
-    assert "nothing can be written in that folder" in capsys.readouterr().err
+    assert "this folder is not writable" in capsys.readouterr().err
     assert main(["demo", "--schedule", "easy-only"]) == USAGE
 
 
@@ -198,6 +198,6 @@ def test_a_process_that_is_killed_is_started_again(tmp_path: Path) -> None:
 
 def test_a_process_that_fails_is_not(tmp_path: Path) -> None:
     program = "import os; raise SystemExit(os.environ['WORD'])"
-    with keeper(tmp_path, program) as process, pytest.raises(DemoFailed, match=r"thing ended with exit code 1:\nhello"):
+    with keeper(tmp_path, program) as process, pytest.raises(DemoFailed, match=r"thing exited with code 1:\nhello"):
         process.has_finished(30)
     assert process.restarts == 0

@@ -102,14 +102,14 @@ def test_event_ids_are_unique_over_handles(tmp_path: Path) -> None:
 
 
 def test_an_unknown_level_is_refused_before_anything_is_opened(path: Path) -> None:
-    with pytest.raises(ValueError, match="'loud'; there are debug, info"):
+    with pytest.raises(ValueError, match="'loud'; use one of debug, info"):
         configure_logging(file=path, level="loud")
     assert not path.exists()
 
 
 def test_a_file_that_cannot_be_opened_is_an_error_of_ours(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(StateError, match=r"file/x\.jsonl cannot be opened: .*logging\.file"):
+    with pytest.raises(StateError, match=r"cannot open the log file .*file/x\.jsonl: .*logging\.file"):
         configure_logging(file=tmp_path / "file" / "x.jsonl", level="info")
 
 
@@ -241,7 +241,7 @@ def test_a_step_is_one_line_a_source_one_a_reason_and_one_with_slashed_names(log
     }  # fmt: skip
     assert whole["metrics"] == {"rollout/v1.5/weight": 0.25, "rollout/hard/weight": 0.75}
     assert whole["rollout"] == {"step": 7, "policy_version": 2, "trainer_wait_s": 1.5}
-    assert whole["message"] == "step 7: v1.5 8 groups of weight 0.25, hard 24 groups of weight 0.75"
+    assert whole["message"] == "step 7: v1.5 8 groups (weight 0.25), hard 24 groups (weight 0.75)"
     assert first["event"]["dataset"] != whole["event"]["dataset"]
 
 
@@ -310,7 +310,7 @@ def test_a_rotation_that_fails_goes_on_in_the_old_file_and_says_so(logs: LogHand
     logs.close()
     first, fault, last = logged(rotated)
     assert (first["message"], last["message"]) == ("before", "after")
-    assert "cannot be opened anew" in fault["message"]
+    assert "cannot reopen the log file" in fault["message"]
 
 
 def test_half_a_line_of_a_killed_process_is_ended_first(path: Path) -> None:

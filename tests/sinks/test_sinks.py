@@ -136,7 +136,7 @@ async def test_a_sink_that_cannot_begin_ends_nothing_and_what_it_never_took_is_s
         await watched.until(lambda: watched.feed.statistics().fault is not None)
         assert watched.feed.statistics().fault == "log in first"
     assert watched.levels() == ["warning", "warning"]
-    assert "test did not take the last steps, 1 of them: log in first" in watched.log.entries[-1]["event"]
+    assert "test did not receive the last steps (1): log in first" in watched.log.entries[-1]["event"]
     assert watched.feed.statistics().lost == 1
 
 
@@ -157,7 +157,7 @@ async def test_what_a_sink_that_hangs_has_not_taken_at_the_end_is_said(
         assert patience.cancelled_caught
         tasks.cancel_scope.cancel()
     assert [entry["log_level"] for entry in log.entries] == ["warning"]
-    assert "test did not take the last steps, 1 of them: no answer for" in log.entries[0]["event"]
+    assert "test did not receive the last steps (1): no answer for" in log.entries[0]["event"]
     assert feed.statistics().lost == 1
 
 
@@ -194,7 +194,7 @@ async def test_a_disk_that_fails_is_named_and_used_again(tmp_path: Path, monkeyp
     async with at_work(MetricsFile(tmp_path / "away", max_bytes=1 << 20, keep=0)) as watched:
         watched.feed.offer(figures(0))
         await watched.until(lambda: watched.feed.statistics().failures > 0)
-        assert "metrics.jsonl cannot be written: No such file or directory" in str(watched.feed.statistics().fault)
+        assert "metrics.jsonl: No such file or directory" in str(watched.feed.statistics().fault)
         (tmp_path / "away").mkdir()
         await watched.until(lambda: watched.feed.statistics().written == 1)
 

@@ -87,7 +87,7 @@ def test_what_is_saved_is_json_and_complete(tmp_path: Path) -> None:
 
 def test_defect_a_missing_checkpoint_restarted_at_step_0(tmp_path: Path) -> None:
     data = DataSource(make_args(tmp_path, WEIGHTS))
-    with pytest.raises(StateError, match=r"no checkpoint of the data source for rollout 7 .* again at step 0"):
+    with pytest.raises(StateError, match=r"no checkpoint of the data source for rollout 7 .* restart at step 0"):
         data.load(7)
     with pytest.raises(StateError, match="for rollout 0 in None"):
         DataSource(make_args(tmp_path, WEIGHTS, load=None)).load(0)
@@ -115,7 +115,7 @@ def test_without_an_id_the_newest_is_loaded(tmp_path: Path) -> None:
 
 def test_defect_files_of_the_same_stem_shared_a_checkpoint(tmp_path: Path) -> None:
     files = [write_prompts(tmp_path / folder / "train.jsonl", 5, name=folder) for folder in ("easy", "hard")]
-    with pytest.raises(ConfigError, match="'train' is there twice"):
+    with pytest.raises(ConfigError, match="'train' occurs twice"):
         DataSource(make_args(tmp_path, {"a": 3, "b": 1}, prompt_data=files, prompt_data_source_names=None))
 
     def begin() -> DataSource:
@@ -136,13 +136,13 @@ def test_a_checkpoint_of_other_sources_is_refused_with_both_lists(tmp_path: Path
     with pytest.raises(ForeignState) as caught:
         data.load(1)
     assert "it has easy (7 prompts), hard (7 prompts), other (7 prompts)" in str(caught.value)
-    assert "configured are " + ", ".join(f"{name} (7 prompts)" for name in weights) in str(caught.value)
+    assert "the options have " + ", ".join(f"{name} (7 prompts)" for name in weights) in str(caught.value)
 
 
 def test_a_checkpoint_of_another_order_is_refused(tmp_path: Path) -> None:
     DataSource(make_args(tmp_path, WEIGHTS)).save(1)
     for change in ({"rows": 8}, {"rollout_seed": 1}, {"rollout_shuffle": True}):
-        with pytest.raises(ForeignState, match="configured"):
+        with pytest.raises(ForeignState, match="the options "):
             DataSource(make_args(tmp_path, WEIGHTS, **change)).load(1)
 
 
@@ -210,7 +210,7 @@ def test_a_disk_that_fails_costs_nothing(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
-        with pytest.raises(StateError, match="cannot be written: File too large"):
+        with pytest.raises(StateError, match=r"cannot write .*: File too large"):
             data.save(1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -234,8 +234,8 @@ def test_the_step_of_a_rollout_that_slime_does_again(tmp_path: Path) -> None:
 
 
 def test_where_nothing_can_be_written(tmp_path: Path) -> None:
-    with pytest.raises(StateError, match="give --save a directory"):
+    with pytest.raises(StateError, match="set --save to a directory"):
         DataSource(make_args(tmp_path, WEIGHTS, save=None)).save(1)
     (tmp_path / "file").write_text("")
-    with pytest.raises(StateError, match="cannot be written"):
+    with pytest.raises(StateError, match="cannot write"):
         DataSource(make_args(tmp_path, WEIGHTS, save=str(tmp_path / "file"))).save(1)

@@ -136,7 +136,7 @@ def test_samples_of_nobody_are_warned_of(caplog: pytest.LogCaptureFixture) -> No
     strangers = [sample("maths", 1, 1.0), sample(None, 1, 1.0)]
     custom_rollout_log_function(2, Namespace(**ARGS), SAMPLES + strangers, (extra := {}), 1.0)
     (record,) = caplog.records
-    assert "2 samples are counted nowhere" in record.getMessage()
+    assert "2 samples are not counted" in record.getMessage()
     assert "'maths', None" in record.getMessage()
     assert extra == EXPECTED
 
@@ -182,7 +182,7 @@ def test_a_group_above_its_cap_is_dropped(cap: Any, step: int, keep: bool) -> No
 def test_caps_read_the_named_reward() -> None:
     group = [sample("code", 1, {"acc": 1.0})]
     assert not check_reward_cap_per_source(caps(None, 0.5, reward_key="acc"), group).keep
-    with pytest.raises(FilterError, match="1 of 1 samples of code have no reward that is a number"):
+    with pytest.raises(FilterError, match="1 of 1 samples of code have no numeric reward"):
         check_reward_cap_per_source(caps(None, 0.5), group)
     assert check_reward_cap_per_source(caps(None, None), group).keep, "without a cap nothing is looked at"
 

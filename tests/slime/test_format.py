@@ -168,5 +168,5 @@ def test_an_example_is_right_for_slime(path: Path, monkeypatch: pytest.MonkeyPat
 def test_prompts_of_the_examples_are_those_of_the_configs(tmp_path: Path) -> None:
     """A file of the daemon's defaults needs its input key named: slime's own default is another."""
     path = write_prompts(tmp_path / "x.jsonl", 1)
-    with pytest.raises(ValueError, match="no key 'prompt'; the keys there are 'input', 'answer', 'metadata'"):
+    with pytest.raises(ValueError, match="no key 'prompt'; the row has 'input', 'answer', 'metadata'"):
         DataSource(Namespace(prompt_data=path, rollout_batch_size=1, input_key="prompt"))

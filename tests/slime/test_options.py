@@ -59,10 +59,10 @@ def test_the_defaults_are_those_of_slime(tmp_path: Path) -> None:
         ({"data_source_reward_caps": [1]}, r"data_source_reward_caps: 1 reward caps for 2 sources"),
         ({"data_source_reward_caps": [None, "lambda x"]}, r"data_source_reward_caps: "),
         ({"prompt_data_source_names": ["a"]}, r"prompt_data_source_names: 1 names for 2 files"),
-        ({"prompt_data_source_names": ["a", "a"]}, r"prompt_data_source_names: 'a' is there twice"),
+        ({"prompt_data_source_names": ["a", "a"]}, r"prompt_data_source_names: 'a' occurs twice"),
         ({"prompt_data_source_names": ["a", "b/c"]}, r"'b/c' cannot be part of a metric's name"),
-        ({"prompt_data": None, "prompt_data_source_names": None}, r"prompt_data: there is none"),
-        ({"rollout_batch_size": None}, r"rollout_batch_size: is None \(a whole number of at least 1\)"),
+        ({"prompt_data": None, "prompt_data_source_names": None}, r"prompt_data: is missing"),
+        ({"rollout_batch_size": None}, r"rollout_batch_size: is None \(give a whole number of at least 1\)"),
         ({"rollout_batch_size": 0}, r"rollout_batch_size: is 0"),
         ({"n_samples_per_prompt": "8"}, r"n_samples_per_prompt: is '8'"),
         ({"rollout_seed": -1}, r"rollout_seed: is -1"),
@@ -126,16 +126,16 @@ def test_bad_rows_are_named_all_at_once(tmp_path: Path) -> None:
         prompts(tmp_path, [], prompt_data=str(path))
     said = str(caught.value).splitlines()
     assert [line.removeprefix(f"{path}:").split(":")[0] for line in said] == ["2", "3", "4", "5", "6"]
-    assert "no key 'input'; the keys there are 'prompt'" in said[2]
-    assert "'metadata' is of type int; dict is expected" in said[4]
+    assert "no key 'input'; the row has 'prompt'" in said[2]
+    assert "'metadata' is of type int; expected dict" in said[4]
 
 
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("empty.jsonl", b"", "no prompt in it"),
+        ("empty.jsonl", b"", "it has no prompts"),
         ("latin.jsonl", b'{"input": "\xe9"}\n', "not UTF-8"),
-        ("rows.csv", b"input\nx\n", "known are .jsonl, .parquet"),
+        ("rows.csv", b"input\nx\n", "use .jsonl or .parquet"),
         ("rows.parquet", b"not parquet", "not a Parquet file"),
     ],
 )
@@ -148,7 +148,7 @@ def test_files_that_are_none(tmp_path: Path, name: str, content: bytes, says: st
 
 
 def test_a_file_that_is_not_there_is_a_value_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no\.jsonl: cannot be read: No such file"):
+    with pytest.raises(ValueError, match=r"cannot read .*no\.jsonl: No such file"):
         prompts(tmp_path, [], prompt_data=str(tmp_path / "no.jsonl"))
 
 

@@ -203,13 +203,13 @@ def test_checkpoints_by_command(tmp_path: Path) -> None:
             assert done.returncode == code, done.stderr
             return done.stdout + done.stderr
 
-        assert "no checkpoint has been saved" in cli("list")
+        assert "there are no checkpoints" in cli("list")
         take(client, 2)
-        assert cli("save", "two", "--trained-through", "1") == "checkpoint two of step 2 is saved\n"
+        assert cli("save", "two", "--trained-through", "1") == "saved checkpoint two at step 2\n"
         take(client, 1)
         assert "two" in cli("list")
-        assert cli("verify") == "two: sound\n"
-        assert cli("load", "two").startswith("checkpoint two is loaded: step 2")
+        assert cli("verify") == "two: OK\n"
+        assert cli("load", "two").startswith("loaded checkpoint two at step 2")
         assert "no checkpoint 'three'" in cli("load", "three", code=1)
         for path in (tmp_path / "state" / "checkpoints" / "two").glob("*.json"):
             path.write_bytes(path.read_bytes()[:-1] + b"!")

@@ -24,17 +24,17 @@ CASES = {
             last_error="reward my.f: no answer within 30 s; its worker process was killed",
         ),
         "its reward my.f hung 12 times (its workers were killed); "
-        "last: no answer within 30 s; its worker process was killed",
+        "last error: no answer within 30 s; its worker process was killed",
     ),
     "some calls of many": (
         RewardStatistics(name=URL, kind="http", scored=12, timed_out=3, last_failure="timed_out", last_error="late"),
-        f"its reward {URL} hung 3 times (the connections were closed); last: late",
+        f"its reward {URL} hung 3 times (the connections were closed); last error: late",
     ),
     "hung and failed": (
         RewardStatistics(
             name="my.f", kind="function", timed_out=1, failed=2, in_a_row=3, last_failure="failed", last_error="odd"
         ),
-        "its reward my.f hung once (its calls were cancelled) and failed 2 times; last: odd",
+        "its reward my.f hung once (its calls were cancelled) and failed 2 times; last error: odd",
     ),
     "away": (
         RewardStatistics(
@@ -46,7 +46,7 @@ CASES = {
             last_failure="unavailable",
             last_error=f"reward {URL}: the server answered 503: loading",
         ),
-        f"its reward server {URL} is away or busy, and is waited for: the server answered 503: loading",
+        f"its reward server {URL} is unavailable or busy, and calls wait for it: the server answered 503: loading",
     ),
     "was away": (RewardStatistics(name=URL, kind="http", scored=5, unavailable=50, last_failure="unavailable"), None),
     "failed in a row and is well again": (RewardStatistics(name="my.f", scored=100, failed=10), None),

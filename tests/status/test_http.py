@@ -67,7 +67,7 @@ def test_not_ready_while_no_engine_is_up_and_the_cause_says_so(tmp_path: Path) -
         status = client.status()
         while not status["engines"][0]["last_error"]:
             status = client.status()
-        assert "no engine is at work: gone is down" in status["cause"]["sentence"]
+        assert "no engine is available: gone is down" in status["cause"]["sentence"]
         code, text = fetch(port, "/-/ready")
         assert code == 503
         assert "gone is down" in text

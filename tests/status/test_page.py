@@ -262,7 +262,7 @@ def test_it_survives_a_restart_of_the_daemon_and_asks_no_other_host(run: Run) ->
     run.trainer.close()
     run.process.kill()
     run.tab.wait_for("document.getElementById('link').className === 'lost'")
-    assert "no word of the daemon" in run.tab.text("#link")
+    assert "no contact with the daemon" in run.tab.text("#link")
     assert run.tab.text("#where b") == str(step), "what was known is still there"
     run.process.start()
     run.trainer = run.process.connect()
@@ -270,7 +270,7 @@ def test_it_survives_a_restart_of_the_daemon_and_asks_no_other_host(run: Run) ->
     status = run.trainer.status()
     shown = run.seen(after=status["time"])
     assert shown['["step"]'][1] == step
-    assert f"process {status['run']['pid']}" in run.tab.text("#where")
+    assert f"pid {status['run']['pid']}" in run.tab.text("#where")
     run.trainer.ack(run.trainer.get_batch(timeout_s=30).lease)
     run.tab.wait_for("(step) => document.querySelector('#chart-share > div').plot?.data[0].includes(step)", step)
     after = run.tab.evaluate(CURVES)

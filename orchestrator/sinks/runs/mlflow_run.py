@@ -1,4 +1,4 @@
-"""MLflow, by its client: a tracking server, a database, or a directory."""
+"""MLflow, through its client: a tracking server, a database, or a directory."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ class _Run:
             self._client.log_batch(self._run_id, metrics=metrics[begin : begin + MOST_METRICS])
 
     def flush(self) -> None:
-        """Each call is answered when it is kept."""
+        """Nothing to do: each call returns when its metrics are stored."""
 
     def finish(self) -> None:
         self._client.set_terminated(self._run_id)
 
 
 MOST_METRICS = 1000
-"""What a tracking server takes in one request."""
+"""What a tracking server accepts in one request."""
 
 
 def open_run(options: dict[str, Any], identity: RunIdentity) -> PackageRun:
     """Options: ``tracking_uri``, ``experiment``, ``name``."""
-    os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # a directory was asked for by who wrote the config
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the feed tries again
+    os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # the config asked for a directory
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the feed retries
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
 

@@ -1,7 +1,7 @@
-"""TensorBoard, by the package tensorboardX: event files in a directory, a new one whenever the process starts.
+"""TensorBoard, through the package tensorboardX: event files in a directory, a new one whenever the process starts.
 
-The package's own ``SummaryWriter`` hands events to a thread that its ``flush`` does not wait for; ``EventsWriter``,
-beneath it, writes at once, so that a step that was taken is on the disk.
+The package's own ``SummaryWriter`` hands events to a thread that its ``flush`` does not wait for. ``EventsWriter``,
+below it, writes at once, so that an accepted step is on disk.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class _Run:
         from tensorboardX.event_file_writer import EventsWriter
 
         directory.mkdir(parents=True, exist_ok=True)
-        # Of its own name also where two start within a second, which is all that the package tells them apart by.
+        # A random suffix, because the package tells files apart only by the second in which they start.
         self._writer = EventsWriter(str(directory / "events"), f".{secrets.token_hex(4)}")
 
     def log(self, step: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ class _Run:
         self._trackio.log(figures, step=step["step"])
 
     def flush(self) -> None:
-        """Its own thread writes what it was given, within a second."""
+        """Nothing to do: the package's own thread writes within a second."""
 
     def finish(self) -> None:
         self._trackio.finish()

@@ -1,4 +1,4 @@
-"""Weights & Biases. The step is a metric of its own, so that steps that come again are not refused."""
+"""Weights & Biases. The step is a metric of its own, so that repeated steps are accepted."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class _Run:
         self._run.log({**step["metrics"], "rollout/policy_version": step["policy_version"], STEP: step["step"]})
 
     def flush(self) -> None:
-        """Its own process has what it was given."""
+        """Nothing to do: the package's own process has the steps already."""
 
     def finish(self) -> None:
         self._run.finish()

@@ -1,4 +1,4 @@
-"""What ``/metrics`` exposes: a catalogue of metrics, each of which says all of itself."""
+"""What ``/metrics`` exposes: a catalogue of self-describing metrics."""
 
 from .catalogue import METRICS
 from .exposition import render_metrics

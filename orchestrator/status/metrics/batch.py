@@ -1,4 +1,4 @@
-"""Metrics of the newest batch: the figures of the step that the page draws and the log has."""
+"""Metrics of the newest batch: the same figures that the page plots and the log has."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ BATCH: Final = (
         "rollout_batch_step",
         "gauge",
         "step",
-        "Step of the newest batch, which the figures below are of.",
+        "Step of the newest batch; the other rollout_batch_ figures describe it.",
         _newest("step"),
     ),
     of_run(
-        "rollout_batch_trainer_wait_seconds", "gauge", "s", "For how long the trainer waited for it.", _newest("wait_s")
+        "rollout_batch_trainer_wait_seconds", "gauge", "s", "How long the trainer waited for it.", _newest("wait_s")
     ),
-    of_newest_batch("rollout_batch_weight", "share", "Asked for, 0 to 1.", "weight"),
-    of_newest_batch("rollout_batch_groups", "groups", "Handed out.", "group_count"),
-    of_newest_batch("rollout_batch_samples", "samples", "Handed out.", "sample_count"),
+    of_newest_batch("rollout_batch_weight", "share", "Normalised weight of the source, 0 to 1.", "weight"),
+    of_newest_batch("rollout_batch_groups", "groups", "Groups handed out.", "group_count"),
+    of_newest_batch("rollout_batch_samples", "samples", "Samples handed out.", "sample_count"),
     of_newest_batch(
         "rollout_batch_reward",
         "reward",
-        "Of its samples.",
+        "Reward of its samples.",
         "raw_reward/mean",
         "raw_reward/std",
         "raw_reward/min",
@@ -39,7 +39,7 @@ BATCH: Final = (
     of_newest_batch(
         "rollout_batch_response_tokens",
         "tokens",
-        "Of its samples.",
+        "Length of its responses.",
         "response_len/mean",
         "response_len/min",
         "response_len/max",
@@ -47,21 +47,19 @@ BATCH: Final = (
     of_newest_batch(
         "rollout_batch_staleness_versions",
         "versions",
-        "Of its groups, when it formed.",
+        "Staleness of its groups when it formed.",
         "staleness/mean",
         "staleness/max",
     ),
     of_newest_batch(
-        "rollout_batch_buffered_groups", "groups", "Left in the buffer when it had formed.", "buffer_groups"
+        "rollout_batch_buffered_groups", "groups", "Groups left in the buffer after it formed.", "buffer_groups"
     ),
-    of_newest_batch("rollout_batch_in_flight_groups", "groups", "In flight when it had formed.", "in_flight"),
+    of_newest_batch("rollout_batch_in_flight_groups", "groups", "Groups in flight after it formed.", "in_flight"),
     of_newest_batch(
         "rollout_batch_resumed_samples",
         "samples",
-        "Of it that were continued from a partial rollout.",
+        "Samples in it that were continued from a partial rollout.",
         "resumed_samples",
     ),
-    of_newest_batch(
-        "rollout_batch_dropped_groups", "groups", "Dropped since the batch before, for any reason.", "dropped"
-    ),
+    of_newest_batch("rollout_batch_dropped_groups", "groups", "Groups dropped since the previous batch.", "dropped"),
 )

@@ -1,10 +1,10 @@
-"""Every metric of ``/metrics``, with its unit, its meaning, and where the status has it.
+"""Every metric of ``/metrics``, with its unit, its meaning, and how it is read from the status.
 
 Invariants:
 
 * Nothing is counted twice: every figure is one of the status, under a stable name that ends in its unit.
-* Label values come from the config and from fixed lists; a source or an engine that goes takes its samples along.
-* Counters count since the run began where the state has them (groups), else since the daemon started (requests, calls).
+* Label values come from the config and from fixed lists. When a source or an engine is removed, so are its samples.
+* Counters that the state keeps (groups) count since the run began, others (requests, calls) since the daemon started.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Prometheus metrics, made from the status object when they are asked for.
+"""Prometheus metrics, made from the status object when they are scraped.
 
 Invariants:
 
-* What is exposed is the catalogue, and what the library tells of the process; nothing is kept between two scrapes.
-* The lines of the catalogue are those that the library would write; it makes three objects for each, which with many
-  sources held the loop up for longer than all else that a scrape needs.
+* The exposition has the catalogue and the library's metrics of the process. Nothing is kept between two scrapes.
+* We write the lines ourselves, exactly as the library would. The library makes three objects for each, which with many
+  sources blocked the event loop for longer than the rest of a scrape.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _ESCAPED: Final = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
 
 
 def render_metrics(status: Mapping[str, Any]) -> bytes:
-    """The text exposition of a status that has the newest step in its history."""
+    """The text exposition of a status whose history has the newest step."""
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     return "".join(_lines(status)).encode() + generate_latest(registry)
 
 
 def _lines(status: Mapping[str, Any]) -> Iterator[str]:
-    texts: dict[tuple[tuple[str, ...], tuple[str, ...]], str] = {}  # of labels: most metrics have those of others
+    texts: dict[tuple[tuple[str, ...], tuple[str, ...]], str] = {}  # by labels: most metrics share theirs with others
     for metric in (metric for section in METRICS.values() for metric in section):
         name, labels = metric.exposed_name, metric.labels
         meaning = metric.meaning.replace("\\", r"\\").replace("\n", r"\n")

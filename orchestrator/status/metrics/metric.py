@@ -1,10 +1,10 @@
-"""What a metric is: a name, a unit, a meaning, and where a status has its value.
+"""What a metric is: a name, a unit, a meaning, and how its value is read from a status.
 
 Invariants:
 
-* A metric says all of itself: what it is called, what it counts in which unit, which labels it has, and how it is read.
-  ``/metrics`` and ``docs/observing.md`` are both made from it.
-* Reading changes nothing and never fails: what is not known has no sample.
+* A metric describes itself completely: name, unit, meaning, labels, and how it is read. ``/metrics`` and
+  ``docs/observing.md`` are both made from it.
+* Reading changes nothing and never fails: an unknown value has no sample.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ Samples = Iterable[tuple[tuple[str, ...], float]]
 class Metric:
     """One metric of ``/metrics``.
 
-    ``name``: without the ``_total`` that counters get; ``labels``: their names; ``read``: from a status with a history
-    of at least one step to label values and numbers.
+    ``name``: without the ``_total`` that counters get. ``labels``: their names. ``read``: takes a status with a history
+    of at least one step, gives label values and numbers.
     """
 
     name: str
@@ -39,12 +39,12 @@ class Metric:
 
     @property
     def exposed_name(self) -> str:
-        """As Prometheus has it."""
+        """The name in the exposition."""
         return f"{self.name}_total" if self.kind == "counter" else self.name
 
 
 def of_run(name: str, kind: Kind, unit: str, meaning: str, value: Callable[[Facts], float | None]) -> Metric:
-    """A number of the whole run; ``None``: not known now."""
+    """A number of the whole run; ``None`` while unknown."""
 
     def read(status: Facts) -> Iterator[tuple[tuple[str, ...], float]]:
         number = value(status)
@@ -79,9 +79,9 @@ def of_engine(name: str, kind: Kind, unit: str, meaning: str, value: Callable[[F
 
 
 def of_newest_batch(name: str, unit: str, meaning: str, *fields: str) -> Metric:
-    """Figures of each source in the newest batch, as the page draws them; several fields get a label ``statistic``.
+    """Figures of each source in the newest batch, as the page plots them; several fields get a label ``statistic``.
 
-    Means of no groups are no numbers: a source without groups in the batch has its weight and counts alone.
+    A source without groups in the batch has its weight and counts only: it has no means.
     """
     places = [(field.rpartition("/")[2], FIELDS.index(field)) for field in fields]
     is_of_groups = "/" in fields[0]

@@ -1,4 +1,4 @@
-"""Metrics of the archive and of what takes the figures of each step."""
+"""Metrics of the archive and of the metrics sinks."""
 
 from __future__ import annotations
 
@@ -27,18 +27,16 @@ def _sink(name: str, kind: Kind, unit: str, meaning: str, value: Callable[[Facts
 
 
 OUTLETS: Final = (
-    _archive(
-        "rollout_archive_written_batches", "counter", "batches", "Written to the archive.", lambda a: a["written"]
-    ),
+    _archive("rollout_archive_written_batches", "counter", "batches", "Batches written to it.", lambda a: a["written"]),
     _archive(
         "rollout_archive_given_up_batches",
         "counter",
         "batches",
-        "Trained on and missing in the archive, because its disk failed for too long.",
+        "Batches trained on but missing in the archive, because its disk failed for too long.",
         lambda a: a["given_up"],
     ),
     _archive(
-        "rollout_archive_waiting_batches", "gauge", "batches", "Trained on, not yet archived.", lambda a: a["waiting"]
+        "rollout_archive_waiting_batches", "gauge", "batches", "Batches not archived yet.", lambda a: a["waiting"]
     ),
     _archive(
         "rollout_archive_fault",
@@ -47,8 +45,8 @@ OUTLETS: Final = (
         "1 while the archive cannot be written.",
         lambda a: a["fault"] is not None,
     ),
-    _sink("rollout_sink_written_steps", "counter", "steps", "Taken by a sink of the metrics.", lambda s: s["written"]),
-    _sink("rollout_sink_lost_steps", "counter", "steps", "That a sink did not take in time.", lambda s: s["lost"]),
-    _sink("rollout_sink_queued_steps", "gauge", "steps", "That wait for a sink.", lambda s: s["queued"]),
-    _sink("rollout_sink_fault", "gauge", "0 or 1", "1 while a sink takes nothing.", lambda s: s["fault"] is not None),
+    _sink("rollout_sink_written_steps", "counter", "steps", "Steps written to the sink.", lambda s: s["written"]),
+    _sink("rollout_sink_lost_steps", "counter", "steps", "Steps the sink did not take in time.", lambda s: s["lost"]),
+    _sink("rollout_sink_queued_steps", "gauge", "steps", "Steps waiting for the sink.", lambda s: s["queued"]),
+    _sink("rollout_sink_fault", "gauge", "0 or 1", "1 while the sink fails.", lambda s: s["fault"] is not None),
 )

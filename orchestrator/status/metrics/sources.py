@@ -56,12 +56,14 @@ SOURCES: Final = (
         lambda s: s["debt"],
     ),
     of_source("rollout_source_paused", "gauge", "0 or 1", "1 while the source is paused.", lambda s: s["paused"]),
-    of_source("rollout_source_exhausted", "gauge", "0 or 1", "1 when it has no prompt left.", lambda s: s["exhausted"]),
+    of_source(
+        "rollout_source_exhausted", "gauge", "0 or 1", "1 when it has no prompts left.", lambda s: s["exhausted"]
+    ),
     Metric(
         "rollout_source_groups",
         "gauge",
         "groups",
-        "By where they are: in_flight, buffered or leased.",
+        "Groups by state: in_flight, buffered or leased.",
         ("source", "state"),
         _groups,
     ),
@@ -69,47 +71,51 @@ SOURCES: Final = (
         "rollout_source_partial_groups",
         "gauge",
         "groups",
-        "In flight with partial rollouts.",
+        "Groups in flight that have partial rollouts.",
         lambda s: s["partial_groups"],
     ),
     of_source(
-        "rollout_source_buffered_bytes", "gauge", "bytes", "Finished groups in memory.", lambda s: s["buffered_bytes"]
+        "rollout_source_buffered_bytes", "gauge", "bytes", "Size of the buffered groups.", lambda s: s["buffered_bytes"]
     ),
     of_source(
-        "rollout_source_planned_groups", "gauge", "groups", "That the coming batches want of it.", lambda s: s["wanted"]
+        "rollout_source_planned_groups",
+        "gauge",
+        "groups",
+        "Groups planned for the coming batches.",
+        lambda s: s["wanted"],
     ),
     of_source(
-        "rollout_source_next_groups", "gauge", "groups", "That the next batch wants of it.", lambda s: s["next_count"]
+        "rollout_source_next_groups", "gauge", "groups", "Groups planned for the next batch.", lambda s: s["next_count"]
     ),
     of_source(
-        "rollout_source_bound_groups", "gauge", "groups", "That may be in flight and buffered.", lambda s: s["bound"]
+        "rollout_source_bound_groups", "gauge", "groups", "Most groups in flight and buffered.", lambda s: s["bound"]
     ),
     of_source(
         "rollout_source_launched_groups",
         "counter",
         "groups",
-        "Launched, in the whole run.",
+        "Groups launched, over the whole run.",
         lambda s: s["groups"]["launched"],
     ),
     of_source(
         "rollout_source_handed_out_groups",
         "counter",
         "groups",
-        "Handed out, in the whole run.",
+        "Groups handed out, over the whole run.",
         lambda s: s["handed_out"],
     ),
     of_source(
         "rollout_source_acknowledged_groups",
         "counter",
         "groups",
-        "Acknowledged, in the whole run.",
+        "Groups acknowledged, over the whole run.",
         lambda s: s["groups"]["acknowledged"],
     ),
     Metric(
         "rollout_source_dropped_groups",
         "counter",
         "groups",
-        "Dropped, in the whole run.",
+        "Groups dropped, over the whole run.",
         ("source", "reason"),
         _dropped("groups"),
     ),
@@ -117,7 +123,7 @@ SOURCES: Final = (
         "rollout_source_dropped_response_tokens",
         "gauge",
         "tokens",
-        "Mean length of the responses that were dropped.",
+        "Mean length of dropped responses.",
         ("source", "reason"),
         _dropped("mean_tokens"),
     ),
@@ -125,7 +131,7 @@ SOURCES: Final = (
         "rollout_source_response_tokens",
         "gauge",
         "tokens",
-        "Mean length of the responses handed_out, launched, kept by the filter, and overtaken, in the whole run.",
+        "Mean length of responses over the whole run: handed_out, launched, kept by the filter, or overtaken.",
         ("source", "which"),
         _lengths,
     ),
@@ -140,21 +146,21 @@ SOURCES: Final = (
         "rollout_source_overtakings",
         "counter",
         "groups",
-        "Groups overtaken by a later one, in the whole run.",
+        "Groups overtaken by a later one, over the whole run.",
         lambda s: s["overtakings"],
     ),
     of_source(
         "rollout_source_acceptance",
         "gauge",
         "share",
-        "Of finished groups that pass the filter, lately.",
+        "Share of recently finished groups that pass the filter.",
         lambda s: s["producer"]["acceptance"],
     ),
     of_source(
         "rollout_source_failed_samples",
         "counter",
         "samples",
-        "That used up their retries.",
+        "Samples that used up their retries.",
         lambda s: s["producer"]["failed_samples"],
     ),
     of_source(
@@ -175,7 +181,7 @@ SOURCES: Final = (
         "rollout_source_reward_calls",
         "counter",
         "calls",
-        "By outcome: scored, failed, timed_out, unavailable.",
+        "Reward calls by outcome: scored, failed, timed_out, unavailable.",
         ("source", "outcome"),
         _calls,
     ),
@@ -183,11 +189,11 @@ SOURCES: Final = (
         "rollout_source_reward_calls_running",
         "gauge",
         "calls",
-        "Of the reward, under way.",
+        "Reward calls running.",
         lambda s: s["reward"]["running"],
     ),
     of_source(
         "rollout_source_epoch", "gauge", "epochs", "Passes through its prompts, from 0.", lambda s: s["cursor"]["epoch"]
     ),
-    of_source("rollout_source_prompts", "gauge", "prompts", "That it has.", lambda s: s["cursor"]["prompts"]),
+    of_source("rollout_source_prompts", "gauge", "prompts", "Prompts of the source.", lambda s: s["cursor"]["prompts"]),
 )

@@ -1,13 +1,13 @@
 // The charts: from the steps' points to uPlot.
 //
 // Invariants:
-// * What is drawn is what the points have; where a source has nothing in a batch, its means are gaps and no zeros.
-// * A chart is made anew only when the sources, the colours or the theme change; else its data are set.
+// * The charts show what the points have. Where a source has nothing in a batch, its means are gaps, not zeros.
+// * A chart is rebuilt only when the sources, the colours or the theme change; otherwise only its data is replaced.
 
 const COLOURS = 8;
 const DASH = [6, 4];
 
-/** One chart: its figure's id, and its series of one source: [field, how it is drawn, whether gaps where no groups]. */
+/** One chart: the id of its figure, and the series of one source: [field, how it is drawn]. */
 const CHARTS = [
   { id: "chart-share", series: [["share/asked", "line"], ["share/handed", "dots"]], range: [0, 1] },
   { id: "chart-reward", series: [["raw_reward/mean", "line"], ["reward/upper", "edge"], ["reward/lower", "edge"]], band: true },
@@ -67,7 +67,7 @@ export class Charts {
       const place = document.querySelector(`#${chart.id} > div`);
       const plot = new uPlot(this.options(chart), this.data(chart), place);
       this.plots.set(chart.id, plot);
-      place.plot = plot; // for tests, and for whoever looks with the browser's console
+      place.plot = plot; // for tests and for the browser's console
       this.read(chart, plot);
     }
   }
@@ -124,7 +124,7 @@ export class Charts {
     };
   }
 
-  /** What is under the cursor, in words, in the figure's caption; without one, the newest step. */
+  /** Shows the values under the cursor in the figure's caption; without a cursor, those of the newest step. */
   read(chart, plot) {
     const output = document.querySelector(`#${chart.id} output`), at = plot.cursor.idx ?? this.points.length - 1;
     if (at < 0 || at >= plot.data[0].length) return void (output.textContent = "");
@@ -152,7 +152,7 @@ function size(id) {
   return { width: Math.max(120, place.clientWidth), height: Math.max(100, place.clientHeight) };
 }
 
-/** The y range: with zero where it is near, never empty. */
+/** The y range: it includes zero and is never empty. */
 function span(low, high, fixed) {
   if (fixed) return fixed;
   if (low === null || high === null || low === undefined) return [0, 1];

@@ -1,9 +1,9 @@
-// The page: takes what the daemon pushes and shows it.
+// The page: shows what the daemon pushes.
 //
 // Invariants:
-// * The connection is kept for as long as somebody may look: it ends a while after the tab is hidden, and comes back with
-//   it. One that broke is made again, with the number of the newest step seen, until the daemon is there.
-// * At most MAX_POINTS steps are kept; when full, every second one of the older half goes, as at the daemon.
+// * The connection is closed a while after the tab is hidden, and opened again when the tab is shown. A broken one is
+//   retried, with the number of the newest step seen, until the daemon answers.
+// * At most MAX_POINTS steps are kept; when full, every second one of the older half is removed, as in the daemon.
 
 import { Charts } from "./charts.js";
 import { engines, events, figures, leases, make, sources, steps } from "./tables.js";
@@ -11,8 +11,8 @@ import { duration, number } from "./words.js";
 
 const MAX_POINTS = 4096;
 const RETRY_MS = 1000;
-const HIDDEN_MS = 60000; // browsers allow six connections to a server: tabs in the background give theirs back
-const SILENCE_MS = 5000; // a status comes each second
+const HIDDEN_MS = 60000; // browsers allow six connections to a server: background tabs give theirs up
+const SILENCE_MS = 5000; // a status arrives every second
 
 const $ = (id) => document.getElementById(id);
 const state = { fields: [], points: [], status: null, rate: null, heard: 0, source: null, linked: false };
@@ -32,7 +32,7 @@ function connect() {
   source.addEventListener("status", (event) => takeStatus(JSON.parse(event.data)));
   source.onerror = () => {
     showLink();
-    // After an answer that is no stream (the daemon is full, or something else listens) a browser does not try again.
+    // A browser does not retry after a response that is no stream (too many pages, or another server).
     if (source.readyState === EventSource.CLOSED && state.source === source) setTimeout(connect, RETRY_MS);
   };
 }
@@ -48,10 +48,10 @@ function showLink() {
   const silent = Date.now() - state.heard, isLive = silent < SILENCE_MS && state.source?.readyState === EventSource.OPEN;
   const link = $("link");
   link.className = isLive ? "live" : state.heard ? "lost" : "";
-  link.textContent = isLive ? "live" : state.heard ? `no word of the daemon for ${duration(Math.floor(silent / 1000))}; trying again` : "connecting …";
+  link.textContent = isLive ? "live" : state.heard ? `no contact with the daemon for ${duration(Math.floor(silent / 1000))}; retrying` : "connecting …";
 }
 
-// -- what comes -------------------------------------------------------------------------------------------------------
+// -- what arrives -----------------------------------------------------------------------------------------------------
 
 function takeSteps({ fields, reset, points }) {
   state.fields = fields;
@@ -81,7 +81,7 @@ function takeStatus(status) {
 
 // -- what is shown ----------------------------------------------------------------------------------------------------
 
-/** The sources of now, then those that only older steps have. */
+/** The current sources, then those that only older steps have. */
 function names() {
   const known = Object.keys(state.status?.sources ?? {});
   const older = new Set(state.points.slice(-200).flatMap((point) => Object.keys(point.sources)));
@@ -102,15 +102,15 @@ function showStatus() {
   const end = run.num_rollout ? ` of ${number(run.num_rollout)}` : "";
   $("where").replaceChildren(
     "step ", make("b", { "data-path": '["step"]', "data-value": JSON.stringify(status.step) }, number(status.step)),
-    `${end} · up ${duration(run.uptime_s)} · ${run.rollout_batch_size} groups of ${run.n_samples_per_prompt} samples a batch · process ${run.pid}`,
+    `${end} · up ${duration(run.uptime_s)} · ${run.rollout_batch_size} groups of ${run.n_samples_per_prompt} samples a batch · pid ${run.pid}`,
   );
   $("headline").textContent = status.headline.text;
   $("headline").dataset.level = status.headline.level;
-  document.body.dataset.time = status.time; // when all of this was so
+  document.body.dataset.time = status.time; // the time of the status shown
   const faults = [...(status.state.fault ? [`Disk: ${status.state.fault}`] : []),
     ...(status.archive?.fault ? [`Archive: ${status.archive.fault}`] : []),
     ...status.sinks.filter((sink) => sink.fault).map((sink) => `Metrics to ${sink.name}: ${sink.fault}`),
-    ...status.problems.map((text) => `Damage found at the start: ${text}`)];
+    ...status.problems.map((text) => `Damage found at startup: ${text}`)];
   $("problems").replaceChildren(...faults.map((text) => make("li", {}, text)));
   figures($("figures"), status, state.rate);
   showLegend();

@@ -1,9 +1,9 @@
 // The tables and figures: from a status object to elements.
 //
 // Invariants:
-// * Text of the daemon becomes text nodes, never markup.
-// * Every number that is shown as the status has it says so: `data-path` is its place in the status, `data-value` the
-//   value as JSON. A test compares all of them with `orchestrator status --json`.
+// * Text from the daemon becomes text nodes, never markup.
+// * Every number taken from the status names its source: `data-path` is its place in the status, `data-value` the value
+//   as JSON. A test compares all of them with `orchestrator status --json`.
 
 import { bytes, clock, duration, number, percent } from "./words.js";
 
@@ -19,7 +19,7 @@ export function make(tag, attributes = {}, ...children) {
   return element;
 }
 
-/** A span that shows the value at a path of the status, by a function that puts it into words. */
+/** A span that shows the value at a path of the status, formatted by a function. */
 function shown(status, path, words = number) {
   const value = path.reduce((inner, key) => inner?.[key], status);
   return make("span", { "data-path": JSON.stringify(path), "data-value": JSON.stringify(value ?? null) }, words(value));
@@ -40,13 +40,13 @@ function fill(table, head, rows, empty) {
   table.replaceChildren(...(rows.length ? [row("th", head)] : []), ...body);
 }
 
-/** The tiles under the headline; `rate` is tokens a second, null while it is not known. */
+/** The tiles under the headline; `rate` is tokens a second, null while unknown. */
 export function figures(list, status, rate) {
   const sum = (of) => Object.values(status.sources).reduce((total, source) => total + of(source), 0);
   const slots = status.engines.reduce((total, engine) => total + engine.max_in_flight, 0);
   const tiles = [
     ["policy version", [shown(status, ["policy_version"])]],
-    ["trainer waits", [status.starvation.waiting ? duration(status.starvation.waiting_s ?? 0) : "no"]],
+    ["trainer waiting", [status.starvation.waiting ? duration(status.starvation.waiting_s ?? 0) : "no"]],
     ["requests in flight", [shown(status, ["generation", "in_flight"]), small(` of ${number(slots)}`)]],
     ["waiting for a slot", [shown(status, ["generation", "waiting"])]],
     ["groups in flight", [number(sum((s) => s.groups.in_flight)), small(` ${number(sum((s) => s.partial_groups))} partial`)]],
@@ -61,7 +61,7 @@ function small(text) {
   return make("small", {}, text);
 }
 
-/** Buffered and in flight against the bound, with a mark where the plan is. */
+/** Buffered and in flight groups against the bound, with a mark at the plan. */
 function bar(source) {
   const { buffered, in_flight: flight } = source.groups;
   const most = Math.max(source.bound, source.wanted, buffered + flight, 1);
@@ -75,7 +75,7 @@ function bar(source) {
     for (const [name, value] of Object.entries(place)) part.setAttribute(name, value);
     svg.append(part);
   };
-  rect("room", 0, source.bound);
+  rect("bound", 0, source.bound);
   rect("ready", 0, buffered);
   rect("flight", buffered, buffered + flight);
   const mark = document.createElementNS(SVG, "line");
@@ -94,7 +94,7 @@ function remarks(source) {
   const oldest = source.producer.oldest;
   if (oldest?.generating.length) {
     const [index, tokens] = oldest.generating[0];
-    said.push(`group ${oldest.group_index} for ${duration(oldest.running_s)}, sample ${index} at ${number(tokens)} tokens`);
+    said.push(`oldest: group ${oldest.group_index}, ${duration(oldest.running_s)}, sample ${index} at ${number(tokens)} tokens`);
   }
   return said.join(" · ");
 }
@@ -104,7 +104,7 @@ export function sources(table, status, colour) {
   const plan = status.plan[0];
   const rows = Object.entries(status.sources).map(([name, source]) => {
     const at = (...path) => shown(status, ["sources", name, ...path]);
-    const drops = Object.keys(source.dropped).map((reason) => [at("dropped", reason, "groups"), ` ${reason} `]);
+    const drops = Object.keys(source.dropped).map((reason, i) => [i ? ", " : "", at("dropped", reason, "groups"), ` ${reason}`]);
     return [
       [[make("span", { class: `dot ${colour(name)}` }), name], "name"],
       [plan ? shown(status, ["plan", 0, "weights", name], percent) : "–"],
@@ -123,7 +123,7 @@ export function sources(table, status, colour) {
     ["source"], ["share"], ["next batch"], ["buffered + in flight"], [""], ["plan / bound", "wide"], ["partial", "wide"],
     ["handed out"], ["dropped", "wide"], ["kept by filter", "wide"], ["", "text wide"],
   ];
-  fill(table, head, rows, "no source");
+  fill(table, head, rows, "no sources");
 }
 
 export function engines(table, status) {
@@ -143,7 +143,7 @@ export function engines(table, status) {
     ["engine"], ["state"], ["in flight"], ["tokens"], ["done", "wide"], ["failed"], ["stalled", "wide"], ["late", "wide"],
     ["first token", "wide"], ["version", "wide"], ["last error", "text"],
   ];
-  fill(table, head, rows, "there is no engine: orchestrator engines add");
+  fill(table, head, rows, "no engines: add one with orchestrator engines add");
 }
 
 export function leases(table, status) {
@@ -151,13 +151,13 @@ export function leases(table, status) {
     [shown(status, ["leases", i, "step"])],
     [`${lease.rank} of ${lease.world_size}`],
     [shown(status, ["leases", i, "groups"])],
-    [lease.held_s === null ? "nobody" : duration(lease.held_s)],
-    [lease.held_by_pid === null ? "free: it will be handed out again" : `process ${lease.held_by_pid}`, "text"],
+    [duration(lease.held_s)],
+    [lease.held_by_pid === null ? "nobody: it will be handed out again" : `pid ${lease.held_by_pid}`, "text"],
   ]);
-  fill(table, [["step"], ["rank"], ["groups"], ["held for"], ["by", "text"]], rows, "nothing");
+  fill(table, [["step"], ["rank"], ["groups"], ["held for"], ["held by", "text"]], rows, "none");
 }
 
-/** The newest steps in figures; the charts' points as a table. `samples`: whether a step's samples can be looked at. */
+/** The newest steps as a table. `samples`: whether there are pages with a step's samples. */
 export function steps(table, points, names, at, samples) {
   const rows = points.slice(-STEPS_SHOWN).reverse().map((point) => [
     [samples ? make("a", { href: `/samples/${point.step}` }, number(point.step)) : number(point.step)],

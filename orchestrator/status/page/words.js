@@ -1,4 +1,4 @@
-// Numbers and times in words. Pure functions: nothing here touches the page.
+// Numbers and times as text. Pure functions: nothing here touches the page.
 
 /** 1234567 → "1,234,567"; a fraction keeps three figures. */
 export function number(value) {
@@ -8,9 +8,9 @@ export function number(value) {
   return value.toLocaleString("en-US", { maximumFractionDigits: size >= 100 ? 0 : size >= 10 ? 1 : size >= 0.1 ? 3 : 4 });
 }
 
-/** 0.125 → "12.5 %". */
+/** 0.125 → "12.5%". */
 export function percent(share) {
-  return `${(100 * share).toFixed(1)} %`;
+  return `${(100 * share).toFixed(1)}%`;
 }
 
 /** Seconds → "3 h 12 min", "4 min 2 s", "12 s", "0.25 s". */
