@@ -37,8 +37,8 @@ class RunFacts:
     ``cause`` says why no batch is formed (``None``: one can be). ``loop`` says how the event loop was held up
     (:class:`~orchestrator.concurrency.loop_watch.LoopStatistics`). ``held`` maps each lease to the pid that holds it,
     and for how many seconds. ``connections`` lists the clients. ``state`` has the counts of the state store,
-    ``archive`` those of the archive (``None``: there is none), ``sinks`` those of the metrics sinks. ``problems`` lists the damage
-    found at startup. ``events`` are the last log lines, ``history`` the figures of the last steps
+    ``archive`` those of the archive (``None``: there is none), ``sinks`` those of the metrics sinks. ``problems``
+    lists the damage found at startup. ``events`` are the last log lines, ``history`` the figures of the last steps
     (:func:`~orchestrator.status.history.step_point`).
     """
 
