@@ -47,7 +47,7 @@ class ForeignError(Exception):
     """The coroutine raised something; ``error`` is what."""
 
     def __init__(self, error: BaseException) -> None:
-        super().__init__(str(error))
+        super().__init__(type(error).__name__)  # its own words may fail to come
         self.error = error
 
 
