@@ -19,8 +19,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from orchestrator.status.metrics import METRICS, render_metrics
-from orchestrator.status.observing import render_page
 from orchestrator.status.step_names import RUN_NAMES, SOURCE_NAMES
+from scripts.observing import render_page
 from tests.status.test_http import fetch
 from tests.support.browser import free_port
 from tests.support.daemon_process import daemon, write_config

@@ -1,6 +1,6 @@
 """The tables of ``docs/observing.md``, from the code that makes the figures.
 
-``python -m orchestrator.status.observing docs/observing.md`` writes them. A test fails when the committed tables differ
+``.venv/bin/python scripts/observing.py docs/observing.md`` writes them. A test fails when the committed tables differ
 from what the code says.
 
 Invariants:
@@ -14,8 +14,8 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from .metrics import METRICS
-from .step_names import RUN_NAMES, SOURCE_NAMES
+from orchestrator.status.metrics import METRICS
+from orchestrator.status.step_names import RUN_NAMES, SOURCE_NAMES
 
 __all__ = ["render_page"]
 
@@ -27,7 +27,7 @@ def render_page(text: str) -> str:
         ValueError: the page does not have the marks of a table.
     """
     for name, table in (("step figures", _step_figures()), ("metrics", _metrics())):
-        begin, end = f"<!-- {name}: written by orchestrator.status.observing -->", f"<!-- end of {name} -->"
+        begin, end = f"<!-- {name}: written by scripts/observing.py -->", f"<!-- end of {name} -->"
         if begin not in text or end not in text:
             raise ValueError(f"the page needs the lines {begin!r} and {end!r}")
         head, _, rest = text.partition(begin)
