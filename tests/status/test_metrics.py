@@ -54,7 +54,7 @@ def expressions() -> list[str]:
 
 
 def test_the_page_has_what_the_code_has() -> None:
-    assert render_page(PAGE) == PAGE, "python -m orchestrator.status.observing docs/observing.md"
+    assert render_page(PAGE) == PAGE, "python scripts/observing.py docs/observing.md"
 
 
 def test_the_page_names_every_cause() -> None:
