@@ -66,7 +66,7 @@ def test_a_shortage_of_descriptors_delays_connections_and_ends_nothing(tmp_path:
             raw.connect(str(process.socket))
             raw.sendall(encode_frame({"id": 1, "method": "hello", "params": {}}))
             assert client.status()["step"] == 1
-            while not any("cannot be accepted" in line["message"] for line in process.log):
+            while not any("cannot accept" in line["message"] for line in process.log):
                 client.status()
             resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
             assert b'"rollout-orchestrator"' in raw.recv(1 << 16)
