@@ -125,7 +125,7 @@ class EngineHttp:
 
     def _check_usable(self) -> None:
         if self._missing_key is not None:
-            raise self._failures.unavailable(f"the environment variable {self._missing_key} holds no key")
+            raise self._failures.unavailable(f"the environment variable {self._missing_key} has no key")
         if self._is_closed:
             raise self._closed()
 
@@ -207,7 +207,7 @@ class EngineHttp:
             parts.append(part)
             size += len(part)
             if size > max_bytes:
-                raise self._failures.unavailable(f"{path}: an answer of more than {max_bytes} bytes")
+                raise self._failures.unavailable(f"{path}: the answer has more than {max_bytes} bytes")
         return b"".join(parts)
 
     # -- streams -------------------------------------------------------------------------------------------------------

@@ -56,7 +56,7 @@ class Failures:
 
     def wrong(self, path: str, problem: object) -> EngineUnavailable:
         """Of an answer that cannot be one."""
-        return EngineUnavailable(self._name, f"{path}: not what a {self._kind} answers: {problem}")
+        return EngineUnavailable(self._name, f"{path}: not an answer of a {self._kind}: {problem}")
 
 
 def said(error: Exception) -> str:
