@@ -392,7 +392,7 @@ data_sources:
     reward: {path: exact_match, group: true}
 """,
         "4: data_sources[0].reward: group: true is given, but exact_match scores each sample by itself "
-        "(group is for functions of all samples of a group)",
+        "(use group only for functions that score all samples of a group)",
     ),
     "reward server whose key is not there": Wrong(
         """
@@ -439,7 +439,7 @@ data_source_weights: [1, 1, 1, 1]
 3: data_sources[0].prompts.kind: got the string "json" (known kinds are {PROMPTS}; did you mean jsonl?)
 5: data_sources[1].prompts.kind: got the string "csv" (known kinds are {PROMPTS})
 7: data_sources[2].prompts.path: most.csv: the suffix '.csv' tells no known format; known are .jsonl, .parquet \
-(rename the file, or write its kind beside path)
+(rename the file, or set kind)
 9: data_sources[3].prompts.path: 'chain sum' names no task (write reasoning_gym:TASK, such as reasoning_gym:chain_sum)
 """,
     ),
@@ -500,7 +500,7 @@ data_sources:
     reward: {path: contains, key: score}
 """,
         "4: data_sources[0].reward: key 'score' is given, but contains returns a number "
-        "(a key is for functions that return a dictionary)",
+        "(use key only for functions that return a dictionary)",
     ),
     # -- weights ------------------------------------------------------------------------------------------------------
     "weights by name": Wrong(
