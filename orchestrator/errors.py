@@ -97,7 +97,7 @@ class ConfigProblem:
 
 
 class ConfigError(OrchestratorError, ValueError):
-    """A config file cannot be used; ``problems`` names everything that was found wrong in it, not the first only."""
+    """A config file cannot be used; ``problems`` lists everything that is wrong in it, not only the first problem."""
 
     code = "bad_config"
 
@@ -108,13 +108,13 @@ class ConfigError(OrchestratorError, ValueError):
 
 
 class ConfigRefused(OrchestratorError, ValueError):
-    """A changed config cannot be taken over; the one before stays in force. The message has every problem."""
+    """A changed config cannot be applied, and the previous one stays in force. The message has every problem."""
 
     code = "config_refused"
 
 
 class ExpressionError(OrchestratorError, ValueError):
-    """A ``lambda step: …`` text is outside of what expressions may say."""
+    """A ``lambda step: …`` text is not an allowed expression."""
 
     code = "bad_expression"
 
@@ -138,7 +138,7 @@ class PromptFileError(OrchestratorError, ValueError):
 
 
 class PromptUnavailable(OrchestratorError, RuntimeError):
-    """One prompt cannot be had, though the source is sound: it costs its group and nothing else."""
+    """One prompt cannot be used, though its source works; only its group is lost."""
 
     code = "prompt_unavailable"
 
@@ -159,7 +159,7 @@ class TokenizerError(OrchestratorError, ValueError):
 
 
 class EngineError(OrchestratorError, RuntimeError):
-    """An engine did not do what it was asked to; ``engine`` is its name. The tokens received so far are kept."""
+    """An engine did not do what was asked of it; ``engine`` is its name. The tokens received so far are kept."""
 
     code = "engine_error"
 
@@ -169,13 +169,13 @@ class EngineError(OrchestratorError, RuntimeError):
 
 
 class EngineUnavailable(EngineError, ConnectionError):
-    """Connection refused, reset, cut in half, or a 5xx answer: worth another try, here later or elsewhere."""
+    """Connection refused, reset or broken, or a 5xx answer; retry later or on another engine."""
 
     code = "engine_unavailable"
 
 
 class EngineStalled(EngineError, TimeoutError):
-    """No token for ``stall_s``, or no end within ``request_timeout_s``: worth another try elsewhere."""
+    """No token for ``stall_s``, or no end within ``request_timeout_s``; retry on another engine."""
 
     code = "engine_stalled"
 
@@ -187,13 +187,13 @@ class EngineRejected(EngineError, ValueError):
 
 
 class UpdateFailed(OrchestratorError, RuntimeError):
-    """No engine took new parameters; ``data["engines"]`` says of each why."""
+    """No engine loaded the new parameters; ``data["engines"]`` gives the reason for each."""
 
     code = "update_failed"
 
 
 class GenerationFailed(OrchestratorError, RuntimeError):
-    """A sample used up its retries, or was rejected; ``attempts`` says what was tried."""
+    """A sample used up its retries, or was rejected; ``attempts`` lists what was tried."""
 
     code = "generation_failed"
 
@@ -226,7 +226,7 @@ class AlreadyRunning(StateError):
 
 
 class CorruptState(StateError):
-    """A record or a snapshot fails its checksum and nothing older can stand in for it."""
+    """A record or a snapshot fails its checksum, and there is no older one to use instead."""
 
     code = "corrupt_state"
 
@@ -238,7 +238,7 @@ class ForeignState(StateError):
 
 
 class CheckpointError(StateError):
-    """No checkpoint of that name, a damaged one, or one of another state; what the daemon holds is untouched."""
+    """No checkpoint of that name, a damaged one, or one of another state; the state of the daemon is unchanged."""
 
     code = "bad_checkpoint"
 
@@ -250,7 +250,7 @@ class ArchiveError(StateError):
 
 
 class NotWritten(StateError):
-    """What was asked for is in force, but not on the disk within the time that an answer may take."""
+    """What was asked for is in force, but was not written to disk before the deadline of the answer."""
 
     code = "not_written"
 
@@ -277,13 +277,13 @@ class NotAllowed(OrchestratorError, PermissionError):
 
 
 class TooManyConnections(OrchestratorError, ConnectionRefusedError):
-    """As many connections as may be are open: one more was refused, or one that held nothing was closed for it."""
+    """The limit of connections is reached: a new one was refused, or an idle one was closed for it."""
 
     code = "too_many_connections"
 
 
 class BadWorldSize(BadRequest):
-    """A batch cannot be shared equally among that many ranks."""
+    """A batch cannot be divided equally among that many ranks."""
 
     code = "bad_world_size"
 
@@ -331,7 +331,7 @@ class ShuttingDown(OrchestratorError, ConnectionAbortedError):
 
 
 class RequestCancelled(OrchestratorError, InterruptedError):
-    """The request was given up by a ``cancel``."""
+    """The request was cancelled by ``cancel``."""
 
     code = "cancelled"
 

@@ -95,7 +95,7 @@ _ITEM_BYTES: Final = {name: dtype.itemsize for name, dtype in _DTYPES.items()}
 
 def _known(column: str, dtype: str) -> np.dtype[Any]:
     if dtype not in _DTYPES:
-        raise FrameError(f"column {column} has the dtype {dtype!r}, known are {', '.join(_DTYPES)}")
+        raise FrameError(f"column {column} has the dtype {dtype!r}; use one of {', '.join(_DTYPES)}")
     return _DTYPES[dtype]
 
 
@@ -118,14 +118,14 @@ def parse_prefix(prefix: bytes | bytearray | memoryview, max_payload: int = DEFA
         FrameError: wrong magic, or a length above its limit.
     """
     if len(prefix) < PREFIX_BYTES:
-        raise FrameError(f"a frame begins with {PREFIX_BYTES} bytes, got {len(prefix)}")
+        raise FrameError(f"a frame starts with {PREFIX_BYTES} bytes, got {len(prefix)}")
     magic, header_bytes, payload_bytes = _PREFIX.unpack_from(prefix)
     if magic != MAGIC:
-        raise FrameError(f"a frame begins with {MAGIC!r}, got {bytes(magic)!r}")
+        raise FrameError(f"a frame starts with {MAGIC!r}, got {bytes(magic)!r}")
     if header_bytes > MAX_HEADER_BYTES:
-        raise FrameError(f"header of {header_bytes} bytes, at most {MAX_HEADER_BYTES} are allowed")
+        raise FrameError(f"header of {header_bytes} bytes; at most {MAX_HEADER_BYTES} are allowed")
     if payload_bytes > max_payload:
-        raise FrameError(f"payload of {payload_bytes} bytes, at most {max_payload} are allowed")
+        raise FrameError(f"payload of {payload_bytes} bytes; at most {max_payload} are allowed")
     return Prefix(header_bytes, payload_bytes)
 
 
@@ -140,7 +140,7 @@ def parse_header(header: bytes | bytearray | memoryview) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise FrameError(f"the header is not JSON: {error}") from None
     if not isinstance(value, dict):
-        raise FrameError(f"the header is a JSON {type(value).__name__}, an object is expected")
+        raise FrameError(f"the header is a JSON {type(value).__name__}, but must be an object")
     return value
 
 
@@ -163,7 +163,7 @@ def encode_frame(header: dict[str, Any], payload_bytes: int = 0) -> bytes:
 def _frame_head(text: bytes, payload_bytes: int) -> bytes:
     text += b" " * (-len(text) % 8)
     if len(text) > MAX_HEADER_BYTES:
-        raise FrameError(f"header of {len(text)} bytes, at most {MAX_HEADER_BYTES} are allowed")
+        raise FrameError(f"header of {len(text)} bytes; at most {MAX_HEADER_BYTES} are allowed")
     return _PREFIX.pack(MAGIC, len(text), payload_bytes) + text
 
 
@@ -283,7 +283,9 @@ def encode_group(group: Group, **extra: Any) -> bytes:
     head = _frame_head(text, columns.size)
     frame = b"".join((head, *columns.parts))
     if len(frame) != len(head) + columns.size:
-        raise FrameError(f"columns of {columns.size} bytes came out as {len(frame) - len(head)}: not int32 or float32")
+        raise FrameError(
+            f"columns of {columns.size} bytes were written as {len(frame) - len(head)}: not int32 or float32"
+        )
     return frame
 
 
@@ -302,7 +304,7 @@ class GroupFrame:
         view = memoryview(buffer)
         prefix = parse_prefix(view)
         if len(view) != prefix.frame_bytes:
-            raise FrameError(f"a frame of {prefix.frame_bytes} bytes was announced, {len(view)} are there")
+            raise FrameError(f"the prefix announces a frame of {prefix.frame_bytes} bytes, got {len(view)}")
         self.buffer = view
         begin = PREFIX_BYTES + prefix.header_bytes
         self.header: dict[str, Any] = parse_header(view[PREFIX_BYTES:begin])
@@ -312,10 +314,10 @@ class GroupFrame:
     def _check_columns(self, size: int) -> None:
         columns = self.header.get("columns")
         if type(columns) is not dict:
-            raise FrameError("a group frame has a `columns` object")
+            raise FrameError("a group frame needs a `columns` object")
         for name, entry in columns.items():
             if type(entry) is not list or len(entry) != 3 or type(entry[0]) is not str:
-                raise FrameError(f"column {name}: [dtype, begin, end] is expected")
+                raise FrameError(f"column {name}: expected [dtype, begin, end]")
             dtype, begin, end = entry
             if type(begin) is not int or type(end) is not int or not 0 <= begin <= end <= size:
                 raise FrameError(f"column {name}: bytes {begin} to {end} are not inside a payload of {size}")

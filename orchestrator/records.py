@@ -99,7 +99,7 @@ class Sample:
             self.logprobs = None
         elif self.logprobs is not None:
             if len(logprobs) != count:
-                raise ValueError(f"{count} tokens came with {len(logprobs)} log-probabilities")
+                raise ValueError(f"got {count} tokens but {len(logprobs)} log-probabilities")
             _append(self.logprobs, logprobs)
         _append(self.tokens, tokens)
         if self.versions and self.versions[-1][0] == version:
@@ -114,7 +114,7 @@ class Sample:
             ValueError: without a token, where one turn ends and the next begins could not be told after a restart.
         """
         if not tokens:
-            raise ValueError("what comes between two turns has at least one token")
+            raise ValueError("the tokens between two turns must not be empty")
         self.extend(tokens, None if self.logprobs is None else [0.0] * len(tokens), NO_VERSION)
         self.finish_reason = None
 

@@ -219,22 +219,22 @@ class Archiver:
 
     def _note(self, batch: TrainedBatch, lost: Written) -> None:
         if self._fault is not None:
-            self._log.info(f"the archive is written again: {self._directory}")
+            self._log.info(f"the archive can be written again: {self._directory}")
             self._fault = None
         if lost:
             self._damaged += len(lost)
             some = "; ".join(f"group {index}: {why}" for index, why in list(lost.items())[:3])
-            self._log.error(f"step {batch.key.step} is archived without {len(lost)} of its groups: {some}")
+            self._log.error(f"archived step {batch.key.step} without {len(lost)} of its groups: {some}")
         if batch.key in self._ledger.unarchived.batches:
             self._state.record(Archived(*batch.key))
         self._written += 1
         self._newest = batch.key.step
 
     def _failed(self, error: OSError) -> None:
-        fault = f"the archive {self._directory} cannot be written: {error.strerror or error}"
+        fault = f"cannot write the archive {self._directory}: {error.strerror or error}"
         if fault != self._fault:
             self._fault = fault
-            self._log.error(f"{fault}; batches that are trained on wait in the state: make space, or mend archive.path")
+            self._log.error(f"{fault}. Trained batches wait in the state: make space, or fix archive.path")
 
     async def _retain(self) -> None:
         if self._keep is None:
@@ -244,7 +244,7 @@ class Archiver:
                 remove_older, self._directory, self._keep, limiter=self._thread, abandon_on_cancel=True
             )
         except OSError as error:
-            self._log.warning(f"old files of the archive could not be removed, which is tried again: {error}")
+            self._log.warning(f"could not remove old files of the archive, will retry: {error}")
 
     # -- the bound -----------------------------------------------------------------------------------------------------
 
@@ -269,7 +269,7 @@ class Archiver:
             self._given_up += 1
             self._log.error(
                 f"step {batch.key.step} will not be in the archive: {self._fault or self._slowness() or 'it is slow'},"
-                " and there is no room for more that waits"
+                " and no more batches can wait for it"
             )
             if size <= most:
                 return

@@ -58,9 +58,9 @@ def find_step(directory: Path, step: int | None, history: str | None = None) -> 
     try:
         files = list_steps(directory)
     except OSError as error:
-        raise ArchiveError(f"the archive {directory} cannot be read: {error.strerror or error}") from error
+        raise ArchiveError(f"cannot read the archive {directory}: {error.strerror or error}") from error
     if not files:
-        raise ArchiveError(f"{directory} has no archived step: see `archive` in the config, and archive.path")
+        raise ArchiveError(f"{directory} has no archived steps; see archive.path in the config")
     if step is None:
         step = files[-1].step
     found = [file for file in files if file.step == step]
@@ -92,7 +92,7 @@ def read_groups(file: ArchivedStep, source: str | None = None) -> Iterator[dict[
             f"{file.path} is Parquet, which needs pyarrow: pip install 'rollout-orchestrator[prompts]'"
         ) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArchiveError(f"{file.path} cannot be read: {error}") from error
+        raise ArchiveError(f"cannot read {file.path}: {error}") from error
 
 
 def _check(group: Any) -> None:

@@ -65,13 +65,13 @@ class Batch:
         """
         lease, step, version = result.get("lease"), result.get("step"), result.get("policy_version")
         if not isinstance(lease, str) or type(step) is not int or type(version) is not int:
-            raise FrameError("a batch has a string `lease` and integers `step` and `policy_version`")
+            raise FrameError("a batch needs a string `lease` and integers `step` and `policy_version`")
         weights, counts = result.get("weights", {}), result.get("counts", {})
         if not isinstance(weights, dict) or not isinstance(counts, dict):
-            raise FrameError("`weights` and `counts` of a batch are objects")
+            raise FrameError("`weights` and `counts` of a batch must be objects")
         groups = [] if payload is None else RolloutGroup.from_frames(payload.data)
         if len(groups) != result.get("groups"):
-            raise FrameError(f"{result.get('groups')} groups were announced, {len(groups)} came")
+            raise FrameError(f"{result.get('groups')} groups were announced, but {len(groups)} arrived")
         return cls(lease=lease, step=step, policy_version=version, weights=weights, counts=counts, groups=groups)
 
     @property

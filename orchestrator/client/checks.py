@@ -50,10 +50,10 @@ def check_columns(frame: GroupFrame) -> list[int]:
     """
     header = frame.header
     if type(header.get("source")) is not str or type(header.get("group_index")) is not int:
-        raise FrameError("a group has a string `source` and an integer `group_index`")
+        raise FrameError("a group needs a string `source` and an integer `group_index`")
     samples = header.get("samples")
     if type(samples) is not list or header.get("n", len(samples)) != len(samples):
-        raise FrameError(f"group {header['group_index']}: `samples` is a list of `n` objects")
+        raise FrameError(f"group {header['group_index']}: `samples` must be a list of `n` objects")
     try:
         return _check_columns(frame, len(samples))
     except FrameError as error:
@@ -90,7 +90,7 @@ def _check_columns(frame: GroupFrame, n: int) -> list[int]:
     columns = frame.header["columns"]
     for name, (dtype, _, _) in columns.items():
         if dtype != _DTYPES.get(name, dtype):
-            raise FrameError(f"column {name} is {dtype}, {_DTYPES[name]} is expected")
+            raise FrameError(f"column {name} is {dtype}; expected {_DTYPES[name]}")
     for name in ("prompt_tokens", "response_offsets", "response_tokens"):
         if name not in columns:
             raise FrameError(f"column {name} is missing")
@@ -98,9 +98,9 @@ def _check_columns(frame: GroupFrame, n: int) -> list[int]:
     offsets = _check_offsets(frame, "response_offsets", n, total)
     for name in ("logprobs", "loss_mask"):
         if name in columns and frame.length(name) != total:
-            raise FrameError(f"column {name} has {frame.length(name)} entries, there are {total} response tokens")
+            raise FrameError(f"column {name} has {frame.length(name)} entries for {total} response tokens")
     if ("text" in columns) != ("text_offsets" in columns):
-        raise FrameError("columns text and text_offsets come together")
+        raise FrameError("columns text and text_offsets must come together")
     if "text" in columns:
         _check_offsets(frame, "text_offsets", n, frame.length("text"))
     return offsets
@@ -109,7 +109,7 @@ def _check_columns(frame: GroupFrame, n: int) -> list[int]:
 def _check_offsets(frame: GroupFrame, name: str, n: int, total: int) -> list[int]:
     offsets = frame.integers(name)
     if len(offsets) != n + 1 or offsets[0] != 0 or offsets[-1] != total or offsets != sorted(offsets):
-        raise FrameError(f"column {name} does not rise from 0 to {total} in {n + 1} entries")
+        raise FrameError(f"column {name} must rise from 0 to {total} in {n + 1} entries")
     return offsets
 
 
@@ -139,19 +139,19 @@ def _are_plain(samples: list[Any], offsets: list[int]) -> bool:
 def _check_sample(i: int, sample: Any, tokens: int) -> None:
     is_object = isinstance(sample, dict) and type(sample.get("index")) is int
     if not is_object or type(sample.get("status")) is not str or sample["status"] not in _STATUSES:
-        raise FrameError(f"sample {i} is an object with an integer `index` and a known `status`")
+        raise FrameError(f"sample {i} must be an object with an integer `index` and a known `status`")
     _check_reward(f"sample {i}", sample)
     if type(sample.get("metadata")) not in _OBJECT_OR_NULL:
-        raise FrameError(f"sample {i}: `metadata` is an object")
+        raise FrameError(f"sample {i}: `metadata` must be an object")
     versions, counted = sample.get("versions"), 0
     if not isinstance(versions, list):
-        raise FrameError(f"sample {i}: `versions` is a list of [version, number of tokens]")
+        raise FrameError(f"sample {i}: `versions` must be a list of [version, number of tokens]")
     for run in versions:
         if not _is_run(run):
-            raise FrameError(f"sample {i}: `versions` is a list of [version, number of tokens]")
+            raise FrameError(f"sample {i}: `versions` must be a list of [version, number of tokens]")
         counted += run[1]
     if counted != tokens:
-        raise FrameError(f"sample {i}: the counts of its versions do not add up to its {tokens} tokens")
+        raise FrameError(f"sample {i}: the token counts in `versions` do not add up to its {tokens} tokens")
 
 
 def _check_reward(what: str, sample: Any) -> None:

@@ -78,14 +78,14 @@ def located(table: Any, descriptors: Sequence[int], max_bytes: int) -> list[Loca
     frames, total = [], 0
     for entry in table if isinstance(table, list) else [None]:
         if not (isinstance(entry, list) and len(entry) == 3 and all(type(value) is int for value in entry)):
-            raise Unreadable(f"a frame is said to be at {entry!r}, [file, offset, length] is expected")
+            raise Unreadable(f"the place of a frame is {entry!r}; expected [file, offset, length]")
         file, offset, length = entry
         if not (0 <= file < len(descriptors) and offset >= 0 and length >= 0):
-            raise Unreadable(f"a frame is said to be in file {file} of {len(descriptors)} that came")
+            raise Unreadable(f"a frame is in file {file}, but {len(descriptors)} files arrived")
         frames.append(Located(descriptors[file], offset, length))
         total += length
     if total > max_bytes:
-        raise Unreadable(f"frames of {total} bytes, at most {max_bytes} are allowed")
+        raise Unreadable(f"frames of {total} bytes; at most {max_bytes} are allowed")
     return frames
 
 
@@ -108,9 +108,9 @@ async def read_frames(frames: Sequence[Located], pool: BufferPool, give_way: Cal
             try:
                 count = os.preadv(descriptor, [memory[begin : min(end, begin + READ_SLICE_BYTES)]], offset)
             except (OSError, OverflowError) as error:  # no file has an offset of 64 bits
-                raise Unreadable(f"the daemon's file cannot be read: {error}") from error
+                raise Unreadable(f"cannot read the daemon's file: {error}") from error
             if count == 0:
-                raise Unreadable("the daemon's file is shorter than it said")
+                raise Unreadable("the daemon's file is shorter than announced")
             begin, offset, unshared = begin + count, offset + count, unshared + count
             if unshared >= READ_SLICE_BYTES:
                 await give_way()

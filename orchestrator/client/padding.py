@@ -43,12 +43,12 @@ def pad(columns: Columns, pad_token_id: int, max_len: int | None, side: str) -> 
     wanted = prompts + responses
     longest = int(wanted.max(initial=0))
     if max_len is not None and max_len < 1:
-        raise ValueError(f"max_len is {max_len}, at least 1 is needed")
+        raise ValueError(f"max_len is {max_len}, but must be at least 1")
     if side not in ("right", "left"):
-        raise ValueError(f"side is {side!r}, right or left is expected")
+        raise ValueError(f"side is {side!r}, but must be right or left")
     mask = columns.loss_mask
     if len(mask) != int(responses.sum()):
-        raise ValueError(f"loss_mask has {len(mask)} entries, there are {int(responses.sum())} response tokens")
+        raise ValueError(f"loss_mask has {len(mask)} entries for {int(responses.sum())} response tokens")
     width = longest if max_len is None else min(longest, max_len)
 
     lengths = np.minimum(wanted, width)

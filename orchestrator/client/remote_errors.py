@@ -55,9 +55,9 @@ def error_from_wire(error: Any) -> e.OrchestratorError:
         FrameError: it is not ``{"code": <string>, "message": <string>, "data": {…}}``.
     """
     if not isinstance(error, dict) or not isinstance(error.get("code"), str):
-        raise e.FrameError("the error of an answer has a string `code`")
+        raise e.FrameError("the error of an answer needs a string `code`")
     code, message, data = error["code"], error.get("message", ""), error.get("data")
     if not isinstance(message, str) or not isinstance(data, dict | None):
-        raise e.FrameError("the error of an answer has a string `message` and an object `data`")
+        raise e.FrameError("the error of an answer needs a string `message` and an object `data`")
     kind = ERROR_TYPES.get(code)
     return e.RemoteError(code, message, data=data) if kind is None else kind(message, data=data)

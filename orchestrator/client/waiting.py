@@ -83,7 +83,7 @@ class BlockingWaiter:
         Raises:
             RuntimeError: two threads use one client.
         """
-        raise RuntimeError("a RolloutClient belongs to one thread: open one client per thread")
+        raise RuntimeError("a RolloutClient can be used by one thread only: open one client per thread")
 
     def notify(self) -> None:
         """See :class:`Waiter`."""

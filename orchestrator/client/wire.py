@@ -107,11 +107,11 @@ class Wire:
 
     def _lose(self, why: str) -> NoReturn:
         self.close(why)
-        raise ConnectionLost(f"{why}: leases that were not acknowledged will be handed out again")
+        raise ConnectionLost(f"{why}; unacknowledged leases will be handed out again")
 
     def _check_open(self) -> None:
         if self._end is not None:
-            raise ConnectionLost(f"{self._end}: leases that were not acknowledged will be handed out again")
+            raise ConnectionLost(f"{self._end}; unacknowledged leases will be handed out again")
 
     # -- requests ------------------------------------------------------------------------------------------------------
 
@@ -179,7 +179,7 @@ class Wire:
         except OSError as error:  # TimeoutError is one
             if isinstance(error, ConnectionLost):
                 raise
-            self._lose(f"the daemon takes no requests ({str(error) or 'is it stopped?'})")
+            self._lose(f"the daemon accepts no requests ({str(error) or 'is it stopped?'})")
         finally:
             self._is_flushing = False
         self._check_open()
@@ -229,7 +229,7 @@ class Wire:
             frame = await self._receive(deadline)
             self._park(frame)
         except FrameError as error:
-            self.close(f"the daemon sent what is not the protocol ({error})")
+            self.close(f"the daemon violated the protocol ({error})")
             raise
         finally:
             self._is_reading = False
@@ -282,10 +282,10 @@ class Wire:
         else:
             close_all(descriptors)
         if request_id is None and isinstance(outcome, OrchestratorError):
-            self.close(f"the daemon refused a frame ({outcome})")
+            self.close(f"the daemon rejected a frame ({outcome})")
             raise outcome
         if type(request_id) is not int or method is None:
-            raise FrameError(f"an answer to request {request_id!r}, which is not pending")
+            raise FrameError(f"got an answer to request {request_id!r}, which is not pending")
         if is_wanted:
             self._answers[request_id] = outcome
             return
@@ -299,7 +299,7 @@ def _outcome(frame: Frame) -> Answer | OrchestratorError:
         return error_from_wire(frame.header["error"])
     result = frame.header.get("result")
     if not isinstance(result, dict):
-        raise FrameError("an answer has an object `result` or an object `error`")
+        raise FrameError("an answer needs an object `result` or an object `error`")
     return Answer(result, frame.payload)
 
 

@@ -55,7 +55,7 @@ class ForeignTimeout(Exception):
     """The deadline came first; ``was_abandoned``: the coroutine swallowed its cancellations and runs on."""
 
     def __init__(self, *, was_abandoned: bool) -> None:
-        super().__init__("the deadline came first")
+        super().__init__("the deadline passed")
         self.was_abandoned = was_abandoned
 
 
@@ -110,7 +110,7 @@ class ForeignTasks:
             ForeignRefused: too many calls that were abandoned still run.
         """
         if len(self._abandoned) >= MAX_ABANDONED:
-            raise ForeignRefused(f"{len(self._abandoned)} earlier calls were abandoned and still run")
+            raise ForeignRefused(f"{len(self._abandoned)} earlier calls were abandoned and are still running")
         task = asyncio.create_task(_contained(self.name, function), name=f"foreign code: {self.name}")
         try:
             done, _ = await asyncio.wait({task}, timeout=None if math.isinf(timeout_s) else max(timeout_s, 0.0))

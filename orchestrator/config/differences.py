@@ -18,16 +18,16 @@ __all__ = ["FIXED", "Difference", "differences", "with_fixed"]
 
 FIXED: Final = {
     "run": "the state and the order of prompts belong to the run that was started",
-    "rollout.partial_rollout": "generations in flight were started with the old value",
-    "rollout.chunk_tokens": "generations in flight were started with the old value",
-    "rollout.starvation": "a wait that is under way follows the old value",
-    "engine_defaults": "generations in flight were started with the old value",
+    "rollout.partial_rollout": "generations in flight still use the old value",
+    "rollout.chunk_tokens": "generations in flight still use the old value",
+    "rollout.starvation": "a wait in progress uses the old value",
+    "engine_defaults": "generations in flight still use the old value",
     "tokenizer": "the engines were checked against the old one",
     "archive": "acknowledged groups are still being written to the old one",
     "consumer": "trainers are connected to the old socket",
-    "status": "the page already listens at the old address",
-    "logging": "lines are already written to the old place",
-    "metrics": "the sinks have already begun this run",
+    "status": "the page is already served at the old address",
+    "logging": "lines are already being written to the old file",
+    "metrics": "the sinks have already started this run",
 }
 """Keys, and sections, that a daemon reads when it starts and keeps, with the reason."""
 

@@ -72,31 +72,32 @@ def _filter_name(value: Any) -> Any:
 class Common(Section):
     """The keys that both forms share."""
 
-    run: Run = subsection("What the run is called and where it keeps its state.")
-    rollout: Rollout = subsection("How batches are made.")
-    engine_defaults: EngineDefaults = subsection("Deadlines and retries of every engine.")
+    run: Run = subsection("Name and seed of the run, and where its state is stored.")
+    rollout: Rollout = subsection("How batches are formed.")
+    engine_defaults: EngineDefaults = subsection("Deadlines and retries for all engines.")
     tokenizer: Tokenizer | None = Field(
         None, description="Tokenising in the daemon; needed for chat prompts on engines without a template endpoint."
     )
-    archive: Archive | None = Field(None, description="Acknowledged groups, kept for reading later; null: not kept.")
-    sampling: Sampling = subsection("How tokens are drawn.")
+    archive: Archive | None = Field(None, description="Archive of acknowledged groups; null: none.")
+    sampling: Sampling = subsection("How tokens are sampled.")
     engines: Annotated[tuple[AnyEngine, ...], list_of("engines", "[{kind: scripted}]", least=1)] = Field(
         strict=False, json_schema_extra={"minItems": 1}, description="The inference servers."
     )
     data_source_weights: Annotated[
-        tuple[WeightText, ...], list_of("one weight for each source, in their order", "[0.3, 0.7]")
+        tuple[WeightText, ...], list_of("one weight for each source, in the same order", "[0.3, 0.7]")
     ] = Field(
         strict=False,
-        description='One weight for each source, in their order: a number, "lambda step: …", or a dotted path. '
+        description='One weight for each source, in the same order: a number, "lambda step: …", or a dotted path. '
         "Normalised to sum to 1.",
     )
     data_source_reward_caps: (
-        Annotated[tuple[WeightText | None, ...], list_of("one cap for each source, in their order", "[null, 0.9]")]
+        Annotated[tuple[WeightText | None, ...], list_of("one cap for each source, in the same order", "[null, 0.9]")]
         | None
     ) = Field(
         None,
         strict=False,
-        description="One cap for each source, in their order, in the forms of weights, or null: groups whose mean "
+        description="One cap for each source, in the same order, written like a weight, or null for none. Groups whose "
+        "mean "
         "reward is above the cap are dropped and counted.",
     )
     dynamic_sampling_filter: Annotated[str | None, BeforeValidator(_filter_name)] = Field(
@@ -104,10 +105,10 @@ class Common(Section):
         description=f"Filter of finished groups: {', '.join(BUILT_IN_FILTERS)}, the dotted path of a function, or "
         "null: none.",
     )
-    consumer: Consumer = subsection("Where the trainer takes its batches.")
-    status: Status = subsection("The page for people, health and metrics.")
-    logging: Logging = subsection("Where log lines go.")
-    metrics: Metrics = subsection("Where the figures of each step go beside the log.")
+    consumer: Consumer = subsection("The socket that the trainer takes its batches from.")
+    status: Status = subsection("The status page, health check and metrics over HTTP.")
+    logging: Logging = subsection("Where the log is written.")
+    metrics: Metrics = subsection("Where the metrics of each step are written besides the log.")
 
 
 class Config(Common):
@@ -173,9 +174,9 @@ class ConfigFile(Common):
         )
     )
     prompt_data_source_names: Annotated[tuple[SourceName, ...], list_of("one name for each file", "[a]")] | None = (
-        Field(None, strict=False, description="Flat form: one name for each file of prompt_data, in their order.")
+        Field(None, strict=False, description="Flat form: one name for each file of prompt_data, in the same order.")
     )
-    reward: AnyReward | None = Field(None, description="Flat form: what scores the responses of all sources.")
+    reward: AnyReward | None = Field(None, description="Flat form: the reward of all sources.")
     input_key: str | None = Field(None, min_length=1, description="Flat form: prompts.input_key of all sources.")
     label_key: str | None = Field(None, min_length=1, description="Flat form: prompts.label_key of all sources.")
     metadata_key: str | None = Field(None, min_length=1, description="Flat form: prompts.metadata_key of all sources.")

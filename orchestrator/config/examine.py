@@ -143,8 +143,8 @@ async def _examine_prompts(config: Config, index: int, source: Source, result: E
         result.findings.append(
             Finding(
                 location,
-                f"row {row} has no label, which {source.reward.name} compares with: no response of it could be scored",
-                "name the key that holds it: prompts.label_key; or use a reward that needs no label",
+                f"row {row} has no label, which {source.reward.name} compares with: its responses could not be scored",
+                "set prompts.label_key to the key that holds it, or use a reward that needs no label",
             )
         )
 
@@ -193,7 +193,7 @@ def find_broken_weights(table: WeightTable, steps: int) -> list[Finding]:
     if zero is None:
         return []
     message = f"all weights are 0 at step {zero}: that batch could never be formed"
-    return [Finding((key,), message, "at least one above 0 at every step")]
+    return [Finding((key,), message, "at least one must be above 0 at every step")]
 
 
 def _find_broken(weight: Weight, location: Location, steps: int) -> Iterator[Finding]:
@@ -202,7 +202,7 @@ def _find_broken(weight: Weight, location: Location, steps: int) -> Iterator[Fin
         try:
             weight(step)
         except WeightError as error:
-            yield Finding(location, error.message, f"every step below {steps} needs a finite number of at least 0")
+            yield Finding(location, error.message, f"must be finite and at least 0 at every step below {steps}")
             return
 
 
@@ -212,15 +212,15 @@ def _examine_buffer(config: Config, index: int, source: Source, peak: PlannedBat
         result.findings.append(
             Finding(
                 ("data_sources", index, "buffer", "groups"),
-                f"is {source.buffer.groups}, but the batch of step {peak.step} takes {count} groups of {source.name}",
-                f"at least {count}; or null",
+                f"is {source.buffer.groups}, but the batch of step {peak.step} needs {count} groups of {source.name}",
+                f"use at least {count}, or null",
             )
         )
     longest = config.sampling_of(source.name).max_new_tokens * rollout.n_samples_per_prompt * BYTES_PER_TOKEN
     if count * longest > source.buffer.bytes:
         result.warnings.append(
-            f"{source.name}: {count} groups of the longest responses take {count * longest:,} bytes, buffer.bytes is "
-            f"{source.buffer.bytes:,}: what the next batch lacks is launched beyond it"
+            f"{source.name}: {count} groups of the longest responses take {count * longest:,} bytes, but buffer.bytes "
+            f"is {source.buffer.bytes:,}; what the next batch lacks is launched beyond that bound"
         )
 
 
@@ -229,6 +229,6 @@ def _examine_supply(config: Config, source: Source, result: Examination) -> None
     asked = sum(batch.counts[source.name] for batch in result.plan)
     if rows is not None and epochs is not None and rows * epochs < asked:
         result.warnings.append(
-            f"{source.name}: {rows} prompts for {epochs} epochs, and the next {len(result.plan)} batches ask for "
-            f"{asked} groups of it: it runs out, and the others take its part"
+            f"{source.name}: {rows} prompts for {epochs} epochs, but the next {len(result.plan)} batches need "
+            f"{asked} groups of it. It will run out, and the other sources take its share"
         )

@@ -24,8 +24,8 @@ def find_form_problems(data: dict[str, Any]) -> Iterator[Finding]:
         for key in given:
             yield Finding(
                 (key,),
-                "a key of the flat form beside data_sources",
-                f"use one form: here it is written {FLAT_HOMES[key]}",
+                "is a key of the flat form, but data_sources is given too",
+                f"use only one form; with data_sources write {FLAT_HOMES[key]}",
             )
         sources = data["data_sources"]
         names = [source.get("name") if isinstance(source, dict) else None for source in _items(sources)]
@@ -37,7 +37,7 @@ def find_form_problems(data: dict[str, Any]) -> Iterator[Finding]:
         yield from _find_twins(names, lambda index: ("prompt_data_source_names", index))
     else:
         yield Finding(
-            ("data_sources",), "is missing", "write data_sources: [{name: …, prompts: {path: …}}], at least one source"
+            ("data_sources",), "is missing", "list at least one source: data_sources: [{name: …, prompts: {path: …}}]"
         )
         return
     if isinstance(sources, list):
@@ -53,7 +53,7 @@ def _find_flat_problems(data: dict[str, Any], given: list[str]) -> Iterator[Find
         section, _, name = FLAT_HOMES[key].partition(".")
         twin = data.get(section)
         if isinstance(twin, dict) and name in twin:
-            yield Finding((key,), f"stands here and under {section}.{name}", "keep one of the two")
+            yield Finding((key,), f"is given here and as {section}.{name}", "keep only one of them")
     for key, other in (("prompt_data", "one file"), ("prompt_data_source_names", "one name")):
         if key not in given:
             yield Finding((key,), "is missing", f"the flat form needs {other} for each source")
@@ -63,7 +63,7 @@ def _find_twins(names: list[Any], location: Any) -> Iterator[Finding]:
     for index, name in enumerate(names):
         if isinstance(name, str) and name in names[:index]:
             yield Finding(
-                location(index), f"{name!r} is the name of source {names.index(name)} already", "names are unique"
+                location(index), f"{name!r} is already the name of source {names.index(name)}", "names must be unique"
             )
 
 
@@ -79,5 +79,5 @@ def _find_wrong_lengths(data: dict[str, Any], sources: int) -> Iterator[Finding]
             yield Finding(
                 (key,),
                 f"{len(values)} {plural} for {sources} sources",
-                f"one for each source: {sources} in their order",
+                f"write one for each source, {sources} in all, in the same order",
             )

@@ -63,10 +63,10 @@ def _finding(details: ErrorDetails) -> Finding:
         return Finding(place, "unknown key", _known_key(location))
     if kind == "missing":
         if isinstance(location[-1], int):
-            return Finding(place[:-1], "the list is too short", "two numbers are expected")
+            return Finding(place[:-1], "the list is too short", "expected two numbers")
         return Finding(place, "is missing", _description(location))
     if value is None and kind.endswith(("_type", "_attributes_type")):
-        return Finding(place, "is null", "leave the key out for its default, or give it a value")
+        return Finding(place, "is null", "remove the key to use its default, or give it a value")
     sentence = SENTENCES.get(kind)
     message, hint = sentence(value, context) if sentence is not None else (details["msg"], "")
     return Finding(place, message, hint)
@@ -81,7 +81,7 @@ def _in_file(location: Location) -> Location:
 
 
 def _expected(what: str, hint: str = "") -> Callable[[Any, Any], tuple[str, str]]:
-    return lambda value, _: (f"got {shown(value)}, {what} is expected", hint)
+    return lambda value, _: (f"expected {what}, got {shown(value)}", hint)
 
 
 def _bound(words: str, key: str) -> Callable[[Any, Any], tuple[str, str]]:
@@ -92,10 +92,10 @@ def _number(what: str) -> Callable[[Any, Any], tuple[str, str]]:
     def sentence(value: Any, _: Any) -> tuple[str, str]:
         hint = ""
         if isinstance(value, str) and value.strip().replace(".", "", 1).lstrip("+-").isdigit():
-            hint = f"leave the quotes away: {value.strip()}"
+            hint = f"remove the quotes: {value.strip()}"
         elif isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
             hint = f"write {int(value)}"
-        return f"got {shown(value)}, {what} is expected", hint
+        return f"expected {what}, got {shown(value)}", hint
 
     return sentence
 
@@ -114,19 +114,19 @@ SENTENCES: Final[dict[str, Callable[[Any, Any], tuple[str, str]]]] = {
     "int_from_float": _number("a whole number"),
     "float_type": _number("a number"),
     "bool_type": _expected("true or false", "without quotes"),
-    "string_type": _expected("a text", "put it in quotes"),
+    "string_type": _expected("a string", "put it in quotes"),
     "model_type": _expected("a mapping of keys"),
     "model_attributes_type": _expected("a mapping of keys"),
     "dict_type": _expected("a mapping of keys"),
     "tuple_type": _expected("a list"),
-    "finite_number": lambda value, _: (f"is {value}", "a finite number is expected"),
+    "finite_number": lambda value, _: (f"is {value}", "expected a finite number"),
     "greater_than": _bound("above", "gt"),
     "greater_than_equal": _bound("at least", "ge"),
     "less_than": _bound("below", "lt"),
     "less_than_equal": _bound("at most", "le"),
-    "string_too_short": lambda _value, _context: ("is empty", "a text of at least one character is expected"),
-    "too_short": lambda _value, context: ("the list is too short", f"at least {context['min_length']} is expected"),
-    "too_long": lambda _value, context: ("the list is too long", f"at most {context['max_length']} are expected"),
+    "string_too_short": lambda _value, _context: ("is empty", "expected at least one character"),
+    "too_short": lambda _value, context: ("the list is too short", f"expected at least {context['min_length']}"),
+    "too_long": lambda _value, context: ("the list is too long", f"expected at most {context['max_length']}"),
     "literal_error": _one_of,
 }
 

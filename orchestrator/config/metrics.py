@@ -39,17 +39,18 @@ class TensorBoardSink(SinkSpec):
 
     module = "tensorboardX"
 
-    kind: Literal["tensorboard"] = Field(description="TensorBoard, by the package tensorboardX.")
+    kind: Literal["tensorboard"] = Field(description="TensorBoard, through the package tensorboardX.")
     dir: FilePath = as_written(
-        "tensorboard", "Directory of the event files, in one of the run's name. Relative to the config file."
+        "tensorboard",
+        "Directory of the event files, in a subdirectory with the run's name. Relative to the config file.",
     )
 
 
 class _Named(SinkSpec):
     project: str | None = Field(None, min_length=1, description="Project; null: the name of the run.")
-    name: str | None = Field(None, min_length=1, description="Name of the run there; null: run.name.")
+    name: str | None = Field(None, min_length=1, description="Name of the run in the tracker; null: run.name.")
     dir: FilePath | None = Field(
-        None, description="Directory of its files; null: one in run.state_dir. Relative to the config file."
+        None, description="Directory of its files; null: a directory in run.state_dir. Relative to the config file."
     )
 
 
@@ -59,9 +60,9 @@ class WandbSink(_Named):
     module = "wandb"
 
     kind: Literal["wandb"] = Field(description="Weights & Biases.")
-    entity: str | None = Field(None, min_length=1, description="User or team; null: the default of who is logged in.")
+    entity: str | None = Field(None, min_length=1, description="User or team; null: the default of the logged-in user.")
     mode: Literal["online", "offline"] = Field(
-        "online", description="online needs a login; offline keeps files for `wandb sync`."
+        "online", description="online needs a login; offline writes files for `wandb sync`."
     )
     tags: Annotated[tuple[str, ...], list_of("tags", "[curriculum]")] = Field(
         (), strict=False, description="Tags of the run."
@@ -95,7 +96,7 @@ class MlflowSink(SinkSpec):
         description="Tracking server (http://…), database (sqlite:////…) or directory (file:/…)."
     )
     experiment: str | None = Field(None, min_length=1, description="Experiment; null: the name of the run.")
-    name: str | None = Field(None, min_length=1, description="Name of the run there; null: run.name.")
+    name: str | None = Field(None, min_length=1, description="Name of the run in the tracker; null: run.name.")
 
     def missing_package(self) -> tuple[str, str] | None:
         """Also where a database needs more than MLflow's client."""
@@ -103,7 +104,7 @@ class MlflowSink(SinkSpec):
         missing = super().missing_package()
         if missing is None and is_database and importlib.util.find_spec("sqlalchemy") is None:
             return (
-                "a database as tracking_uri needs all of MLflow, and only its client is installed",
+                "a database as tracking_uri needs the full MLflow package, but only its client is installed",
                 "pip install mlflow",
             )
         return missing
@@ -115,15 +116,15 @@ AnySink = Annotated[SinkSpec, SINK_KINDS]
 
 
 class Metrics(Section):
-    """Where the figures of each step go beside the log."""
+    """Where the metrics of each step are written besides the log."""
 
-    jsonl: bool = Field(True, description="Write metrics.jsonl in run.state_dir, a line a step.")
+    jsonl: bool = Field(True, description="Write metrics.jsonl in run.state_dir, one line a step.")
     max_bytes: Annotated[int, Field(ge=1 << 16, le=1 << 40)] = Field(
-        67_108_864, description="Size in bytes at which metrics.jsonl is begun anew."
+        67_108_864, description="Size in bytes at which metrics.jsonl is rotated."
     )
-    keep: Annotated[int, Field(ge=0, le=1000)] = Field(3, description="Older files of metrics.jsonl that are kept.")
+    keep: Annotated[int, Field(ge=0, le=1000)] = Field(3, description="How many rotated metrics.jsonl files are kept.")
     sinks: Annotated[tuple[AnySink, ...], list_of("sinks", "[{kind: tensorboard}]"), Field(max_length=16)] = Field(
-        (), strict=False, description="Further places that the same figures are sent to."
+        (), strict=False, description="Experiment trackers that the same metrics are sent to."
     )
 
 

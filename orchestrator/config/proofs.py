@@ -36,8 +36,8 @@ def _batch_fits_over_sampling(config: Config) -> Iterator[Finding]:
     if bound is not None and bound < rollout.rollout_batch_size:
         yield Finding(
             ("rollout", "over_sampling_batch_size"),
-            f"is {bound}: a batch of {rollout.rollout_batch_size} groups could never be in flight and buffered",
-            f"at least rollout_batch_size, {rollout.rollout_batch_size}; or null",
+            f"is {bound}, which is too small for a batch of {rollout.rollout_batch_size} groups",
+            f"use at least rollout_batch_size, {rollout.rollout_batch_size}, or null",
         )
 
 
@@ -49,8 +49,8 @@ def _filter_keeps_something(config: Config) -> Iterator[Finding]:
     if config.rollout.n_samples_per_prompt == 1:
         yield Finding(
             location,
-            f"{ZERO_STD_FILTER} has nothing to judge: with n_samples_per_prompt 1 a group's rewards have no spread",
-            "n_samples_per_prompt of at least 2, or null for no filter",
+            f"{ZERO_STD_FILTER} drops every group: with n_samples_per_prompt 1 the rewards of a group cannot differ",
+            "use n_samples_per_prompt of at least 2, or null for no filter",
         )
         return
     for source in config.data_sources:
@@ -59,8 +59,8 @@ def _filter_keeps_something(config: Config) -> Iterator[Finding]:
             why = "temperature 0" if sampling.temperature == 0 else "top_k 1"
             yield Finding(
                 location,
-                f"{ZERO_STD_FILTER} drops every group of {source.name}: with {why} the samples of a group are alike",
-                "draw with a temperature above 0 and top_k other than 1, or null for no filter",
+                f"{ZERO_STD_FILTER} drops every group of {source.name}: with {why} all samples of a group are equal",
+                "use a temperature above 0 and top_k other than 1, or null for no filter",
             )
 
 
@@ -73,14 +73,14 @@ def _caps_leave_something(config: Config) -> Iterator[Finding]:
             yield Finding(
                 ("data_source_reward_caps", index),
                 f"a cap of 0 drops every group of {config.data_sources[index].name} that {ZERO_STD_FILTER} keeps",
-                "a cap above 0, or null for none",
+                "use a cap above 0, or null for none",
             )
 
 
 def _weights_not_all_zero(config: Config) -> Iterator[Finding]:
     if not any(config.data_source_weights):
         yield Finding(
-            ("data_source_weights",), "all weights are 0: no batch could ever be formed", "at least one above 0"
+            ("data_source_weights",), "all weights are 0: no batch could ever be formed", "at least one must be above 0"
         )
 
 
@@ -90,8 +90,8 @@ def _group_fits_buffer(config: Config) -> Iterator[Finding]:
         if source.buffer.groups is not None and len(config.data_sources) == 1 and source.buffer.groups < bound:
             yield Finding(
                 ("data_sources", index, "buffer", "groups"),
-                f"is {source.buffer.groups}: a batch of {bound} groups of the only source would not fit",
-                f"at least rollout_batch_size, {bound}; or null",
+                f"is {source.buffer.groups}, but this is the only source and a batch has {bound} groups",
+                f"use at least rollout_batch_size, {bound}, or null",
             )
 
 
@@ -105,16 +105,18 @@ def _context_fits_response(config: Config) -> Iterator[Finding]:
                 own = source.sampling is not None and "max_new_tokens" in source.sampling.model_fields_set
                 yield Finding(
                     ("data_sources", index, "sampling", "max_new_tokens") if own else ("sampling", "max_new_tokens"),
-                    f"is {longest}: with any prompt before it that is more than the {bound} tokens of "
+                    f"is {longest}: together with a prompt, this exceeds the {bound} tokens of "
                     f"engines[{position}].context_tokens",
-                    "fewer new tokens, or a larger context",
+                    "use fewer new tokens or a larger context",
                 )
 
 
 def _some_engine_works(config: Config) -> Iterator[Finding]:
     if all(engine.fault_share >= 1 for engine in config.engines):
         yield Finding(
-            ("engines",), "every request would fail: the fault rates add up to 1", "leave some requests without a fault"
+            ("engines",),
+            "every request would fail: the fault rates add up to 1",
+            "use rates that add up to less than 1",
         )
 
 
@@ -125,9 +127,9 @@ def _logprobs_agree(config: Config) -> Iterator[Finding]:
     if warm := [s.name for s in config.data_sources if config.sampling_of(s.name).temperature != 1]:
         yield Finding(
             ("engines",),
-            f"engines give log-probabilities of different kinds, and {', '.join(warm)} is drawn at a temperature other "
-            "than 1, where they differ",
-            "the same logprobs for all engines, or temperature 1",
+            f"the engines give different kinds of log-probabilities, and {', '.join(warm)} uses a temperature other "
+            "than 1, at which they differ",
+            "use the same logprobs for all engines, or temperature 1",
         )
 
 
@@ -142,9 +144,9 @@ def _logprobs_can_be_given(config: Config) -> Iterator[Finding]:
             for position in asked:
                 yield Finding(
                     ("engines", position),
-                    f"it cannot give the log-probabilities that {source.name} asks for: after temperature "
+                    f"cannot give the log-probabilities that {source.name} needs: after temperature "
                     f"{sampling.temperature:g} and before truncation",
-                    "write logprobs: raw, or switch top_k, top_p and min_p off, or use temperature 1",
+                    "set logprobs: raw, or turn off top_k, top_p and min_p, or use temperature 1",
                 )
 
 
@@ -154,8 +156,8 @@ def _engines_fit_together(config: Config) -> Iterator[Finding]:
     if chats and len(chats) < len(config.engines):
         yield Finding(
             ("engines", chats[0], "dialect"),
-            "chat gives text alone, without token ids, and other engines of this config give tokens",
-            "all engines with dialect: chat, or none",
+            "chat gives only text, without token ids, but other engines of this config give tokens",
+            "use dialect: chat for all engines or for none",
         )
 
 
@@ -166,8 +168,8 @@ def _engine_names_unique(config: Config) -> Iterator[Finding]:
         if counts[engine.name] > 1 and engine.name in seen:
             yield Finding(
                 ("engines", index),
-                f"{engine.name!r} is the name of another engine already",
-                "each server once; for two names of one server write name:",
+                f"{engine.name!r} is already the name of another engine",
+                "list each server once; to list it twice, set name:",
             )
         seen.add(engine.name)
 
@@ -178,20 +180,20 @@ def _socket_can_be_bound(config: Config) -> Iterator[Finding]:
     if length > MAX_SOCKET_PATH_BYTES:
         yield Finding(
             location,
-            f"{socket} has {length} bytes, a Unix socket's path has at most {MAX_SOCKET_PATH_BYTES}",
-            "a shorter one, such as /run/orchestrator.sock",
+            f"{socket} has {length} bytes; the path of a Unix socket has at most {MAX_SOCKET_PATH_BYTES}",
+            "use a shorter path, such as /run/orchestrator.sock",
         )
     elif socket.exists() and not socket.is_socket():
-        yield Finding(location, f"{socket} exists and is not a socket", "name a path where nothing else stands")
+        yield Finding(location, f"{socket} exists and is not a socket", "use a path that does not exist yet")
     elif (above := _file_above(socket)) is not None:
-        yield Finding(location, f"{above} is a file, the socket's directory is expected there", "another path")
+        yield Finding(location, f"{above} is a file, but must be the socket's directory", "use another path")
 
 
 def _state_dir_is_a_directory(config: Config) -> Iterator[Finding]:
     path = config.run.state_dir
     if (path.exists() and not path.is_dir()) or (above := _file_above(path)) is not None:
         wrong = path if path.exists() else above
-        yield Finding(("run", "state_dir"), f"{wrong} is a file, a directory is expected there", "another path")
+        yield Finding(("run", "state_dir"), f"{wrong} is a file, but must be a directory", "use another path")
 
 
 def _log_file_is_its_own(config: Config) -> Iterator[Finding]:
@@ -201,11 +203,12 @@ def _log_file_is_its_own(config: Config) -> Iterator[Finding]:
     others = {source.prompts.file: f"the prompts of {source.name}" for source in config.data_sources}
     others |= {config.consumer.socket: "consumer.socket", config.run.state_dir: "run.state_dir"}
     if log in others:
-        yield Finding(location, f"{log} is {others[log]} already", "a file of its own, such as logs/orchestrator.jsonl")
+        hint = "use another file, such as logs/orchestrator.jsonl"
+        yield Finding(location, f"{log} is already used as {others[log]}", hint)
     elif log.is_dir():
         yield Finding(location, f"{log} is a directory", f"name a file, such as {log.name}/orchestrator.jsonl")
     elif (above := _file_above(log)) is not None:
-        yield Finding(location, f"{above} is a file, the log's directory is expected there", "another path")
+        yield Finding(location, f"{above} is a file, but must be the log's directory", "use another path")
 
 
 def _archive_can_be_written(config: Config) -> Iterator[Finding]:
@@ -216,14 +219,14 @@ def _archive_can_be_written(config: Config) -> Iterator[Finding]:
         yield Finding(
             ("archive", "format"),
             "parquet needs pyarrow, which is not installed",
-            "pip install 'rollout-orchestrator[prompts]', or jsonl",
+            "pip install 'rollout-orchestrator[prompts]', or use jsonl",
         )
     path = archive.path
     if path == config.run.state_dir:
-        yield Finding(("archive", "path"), "is the same path as run.state_dir", "a directory of its own")
+        yield Finding(("archive", "path"), "is the same path as run.state_dir", "use another directory")
     elif (path.exists() and not path.is_dir()) or (above := _file_above(path)) is not None:
         wrong = path if path.exists() else above
-        yield Finding(("archive", "path"), f"{wrong} is a file, a directory is expected there", "another path")
+        yield Finding(("archive", "path"), f"{wrong} is a file, but must be a directory", "use another path")
 
 
 def _sinks_are_installed(config: Config) -> Iterator[Finding]:
@@ -239,7 +242,7 @@ def _file_above(path: Path) -> Path | None:
 
 def _socket_is_its_own(config: Config) -> Iterator[Finding]:
     if config.consumer.socket == config.run.state_dir:
-        yield Finding(("consumer", "socket"), "is the same path as run.state_dir", "another path")
+        yield Finding(("consumer", "socket"), "is the same path as run.state_dir", "use another path")
 
 
 PROOFS: Final[tuple[Callable[[Config], Iterator[Finding]], ...]] = (

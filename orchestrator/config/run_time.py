@@ -128,7 +128,7 @@ def in_effect(config: Config, changes: SourceChanges, *, directory: Path) -> tup
             source = parse_source(added.source, added.weight, added.cap, directory=directory)
             config = with_source(config, source, added.weight, added.cap)
     if not config.data_sources:
-        raise BadRequest("every source of the config file was removed at run time; change one of them in the file")
+        raise BadRequest("all sources of the config file were removed at run time; change one of them in the file")
     return config, outdated
 
 

@@ -28,22 +28,24 @@ DEFAULT_BUFFER_BYTES: Final = 1 << 30
 class Buffer(Section):
     """Bounds of one source's buffer of finished groups; they act when a generation would be launched."""
 
-    groups: Count | None = Field(None, description="Groups in flight and buffered; null: bounded by the plan alone.")
-    bytes: Bytes = Field(DEFAULT_BUFFER_BYTES, description="Bytes of finished groups held in memory.")
+    groups: Count | None = Field(
+        None, description="Most groups in flight and buffered; null: bounded only by the plan."
+    )
+    bytes: Bytes = Field(DEFAULT_BUFFER_BYTES, description="Most bytes of finished groups in memory.")
 
 
 class Source(Section):
     """One source of prompts."""
 
-    name: SourceName = Field(description="Unique name, part of metric names: rollout/{name}/weight.")
+    name: SourceName = Field(description="Unique name, used in metric names: rollout/{name}/weight.")
     prompts: AnyPrompts = Field(description="Where the prompts come from.")
     reward: AnyReward = as_written(
-        "exact_match", "What scores the responses; left out at a source reasoning_gym:TASK: that task."
+        "exact_match", "What scores the responses; default for a source reasoning_gym:TASK: that task."
     )
-    sampling: Sampling | None = Field(None, description="Laid over the general sampling; keys left out keep its value.")
-    buffer: Buffer = subsection("Bounds of this source's buffer.")
+    sampling: Sampling | None = Field(None, description="Overrides the general sampling; missing keys keep its values.")
+    buffer: Buffer = subsection("Bounds on this source's buffer.")
     renamed_from: SourceName | None = Field(
-        None, description="Name under which it ran before, for a start with --allow-source-changes."
+        None, description="Earlier name of this source, for a start with --allow-source-changes."
     )
 
     @model_validator(mode="before")

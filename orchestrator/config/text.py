@@ -93,9 +93,9 @@ def read_text(path: Path) -> ConfigText:
         with path.open("rb") as stream:
             content = stream.read(MAX_FILE_BYTES + 1)
     except OSError as error:
-        raise _refusal(file, f"the config file cannot be read: {error.strerror}") from error
+        raise _refusal(file, f"cannot read the config file: {error.strerror}") from error
     if len(content) > MAX_FILE_BYTES:
-        raise _refusal(file, f"the file has more than {MAX_FILE_BYTES} bytes; a config file is smaller")
+        raise _refusal(file, f"the file has more than {MAX_FILE_BYTES} bytes; is this a config file?")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -118,14 +118,14 @@ def _parse(file: str, text: str) -> ConfigText:
         raise
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark is not None else None
-        problem = error.problem or error.context or "it cannot be parsed"
+        problem = error.problem or error.context or "cannot be parsed"
         hint = "indent with spaces" if "'\\t'" in problem else ""
         raise _refusal(file, f"this is not YAML: {problem}", line, hint) from error
     except YAMLError as error:
         raise _refusal(file, f"this is not YAML: {str(error).splitlines()[0]}") from error
     except UNFIT as error:
         raise _refusal(
-            file, f"a value does not fit its type: {error}", hint="put it in quotes if it is a text"
+            file, f"a value does not fit its type: {error}", hint="put it in quotes if it is a string"
         ) from error
     except RecursionError:
         raise _too_deep(file) from None
@@ -151,16 +151,16 @@ class _Walk:
 
     def visit_document(self, root: Node | None) -> None:
         if root is None:
-            raise _refusal(self._file, "the file is empty", hint="config/minimal.yaml is an example to begin with")
+            raise _refusal(self._file, "the file is empty", hint="start from config/minimal.yaml")
         if not isinstance(root, MappingNode):
             what = "a list" if isinstance(root, SequenceNode) else "a single value"
-            raise _refusal(self._file, f"{what} stands at the top", 1, "keys such as `engines:` are expected there")
+            raise _refusal(self._file, f"the top level is {what}", 1, "expected keys such as `engines:`")
         self.visit(root, (), 0)
 
     def visit(self, node: Node, at: Location, depth: int) -> None:
         self._nodes += 1
         if self._nodes > MAX_NODES:
-            raise _refusal(self._file, f"the file stands for more than {MAX_NODES} values; are its aliases meant?")
+            raise _refusal(self._file, f"the file expands to more than {MAX_NODES} values; check its aliases")
         if depth > MAX_DEPTH:
             raise _too_deep(self._file, _line(node))
         if isinstance(node, ScalarNode):
@@ -181,12 +181,12 @@ class _Walk:
                 continue
             if not isinstance(key, ScalarNode) or key.tag != STRING_TAG:
                 shown = key.value if isinstance(key, ScalarNode) else "a list or mapping"
-                self._report(at, key, f"the key {shown} is not text", "put it in quotes if it is meant")
+                self._report(at, key, f"the key {shown} is not a string", "put it in quotes if it is intended")
                 continue
             self._check_text(key)
             here = (*at, key.value)
             if key.value in seen:
-                self._report(here, key, f"the key stands here twice, first on line {seen[key.value]}", "keep one")
+                self._report(here, key, f"the key is given twice, first on line {seen[key.value]}", "keep only one")
             seen.setdefault(key.value, _line(key))
             self.lines.setdefault(here, _line(key))
             self.visit(value, here, depth + 1)
@@ -196,8 +196,8 @@ class _Walk:
         try:
             node.value.encode()
         except UnicodeEncodeError:
-            hint = r"write \UXXXXXXXX in place of a pair of \u escapes"
-            raise _refusal(self._file, "an escape stands for half a character", _line(node), hint) from None
+            hint = r"write \UXXXXXXXX instead of a pair of \u escapes"
+            raise _refusal(self._file, "an escape is half of a character", _line(node), hint) from None
 
     def _report(self, at: Location, node: Node, message: str, hint: str) -> None:
         self.problems.append(ConfigProblem(key_path(at), message, _line(node), hint))

@@ -87,7 +87,7 @@ class Handouts:
         if other is not None and other != holder:
             if not takeover:
                 raise RankInUse(
-                    f"rank {rank} is used by process {other.pid}: end it, or connect with takeover=True to close its"
+                    f"rank {rank} is in use by process {other.pid}: stop it, or connect with takeover=True to close its"
                     " connection",
                     data={"rank": rank, "pid": other.pid},
                 )
@@ -128,7 +128,7 @@ class Handouts:
             BadWorldSize: the batch cannot be shared so, or others share it among another number of ranks.
         """
         if not 0 <= rank < world_size:
-            raise BadWorldSize(f"rank {rank} is not below world_size {world_size}")
+            raise BadWorldSize(f"rank {rank} must be from 0 to {world_size - 1}, because world_size is {world_size}")
         splits = self._new_splits(holder, world_size)
         had_it = self._ranks.get(rank) == holder
         self.take_rank(holder, rank)
@@ -162,7 +162,8 @@ class Handouts:
         pids = {self._held[self._lease(batch, share)].pid for batch, share in held}
         who = f"rank {rank} (process {', '.join(map(str, sorted(pids)))})"
         return Waiting(
-            f"it is the trainer: {who} holds {len(held)} leases, of steps {steps}: acknowledge one to get the next",
+            f"the cause is the trainer: {who} holds {len(held)} leases, of steps {steps}: acknowledge one to get"
+            " the next",
             held_step=held[0][0].step,
             held_since=min(self._since[self._lease(batch, share)] for batch, share in held),
         )
@@ -172,7 +173,7 @@ class Handouts:
         newest = self._ledger.leases.batches[step]
         taken = [self._since[lease] for share in newest.shares if (lease := self._lease(newest, share)) in self._held]
         ranks = ", ".join(map(str, late))
-        sentence = f"it is the trainer: step {step} is not taken by rank {ranks} of {world_size} yet"
+        sentence = f"the cause is the trainer: step {step} has not been taken by rank {ranks} of {world_size} yet"
         return Waiting(sentence, held_step=step, held_since=min(taken)) if taken else Waiting(sentence)
 
     def _lease(self, batch: LeasedBatch, share: Share) -> str:
@@ -199,8 +200,8 @@ class Handouts:
                 other = self._held.get(self._lease(batch, share))
                 if other is not None and other != holder:
                     raise BadWorldSize(
-                        f"process {other.pid} takes batches as one of {batch.world_size} ranks, this one as one of"
-                        f" {world_size}: all ranks of a trainer give the same world_size"
+                        f"process {other.pid} takes batches with world_size {batch.world_size}, this one with"
+                        f" {world_size}: all ranks of a trainer must use the same world_size"
                     )
         return [(batch, split_batch(batch.unfinished_groups(), world_size)) for batch in others]
 

@@ -74,7 +74,7 @@ class ConsumerService:
             OrchestratorError: its code and message are the answer.
         """
         if request.method not in self._methods:
-            raise BadRequest(f"no method {request.method[:80]!r}; there are {', '.join(self._methods)}")
+            raise BadRequest(f"unknown method {request.method[:80]!r}; use one of {', '.join(self._methods)}")
         kind, method = self._methods[request.method]
         return await method(connection, m.parse_params(kind, request.method, request.params))
 
@@ -87,7 +87,7 @@ class ConsumerService:
         del self.connections[connection.holder.connection]
         if leases := self._handouts.leases_of(connection.holder):
             self._log.info(
-                f"{who(connection)} has gone with {len(leases)} leases, which will be handed out again",
+                f"{who(connection)} disconnected with {len(leases)} leases, which will be handed out again",
                 action="left",
                 pid=connection.holder.pid,
             )
@@ -108,7 +108,7 @@ class ConsumerService:
 
     async def _hello(self, connection: Connection, params: m.Hello) -> Answer:
         if params.protocol != PROTOCOL:
-            raise BadRequest(f"protocol {params.protocol} is not spoken here, {PROTOCOL} is")
+            raise BadRequest(f"protocol {params.protocol} is not supported; use protocol {PROTOCOL}")
         connection.client = "".join(c if c.isprintable() else "?" for c in params.client[:MAX_CLIENT_CHARS])
         if params.rank is not None:
             displaced = self._handouts.take_rank(connection.holder, params.rank, takeover=params.takeover)
@@ -131,7 +131,7 @@ class ConsumerService:
 
 def _taken_over(rank: int, by: Connection) -> RankInUse:
     return RankInUse(
-        f"rank {rank} was taken over by process {by.holder.pid}: leases that were not acknowledged go to it; end one of"
+        f"rank {rank} was taken over by process {by.holder.pid}, which also gets the unacknowledged leases; stop one of"
         " the two trainers",
         data={"rank": rank, "pid": by.holder.pid},
     )

@@ -133,7 +133,7 @@ class Starvation:
             what = (cause["kind"], *((entry["source"], entry["kind"]) for entry in cause["sources"]))
             if now - said.get(what, -LONGEST_SILENCE_S) >= LONGEST_SILENCE_S:
                 said[what], wait.is_told = now, True
-                waited = f"a batch is waited for since {now - wait.since:.0f} s"
+                waited = f"waiting {now - wait.since:.0f} s for a batch"
                 self._log.warning(f"{waited}: {cause['sentence']}", action="batch_late", cause=cause)
 
     def _is_short(self, step: int) -> Shortage | None:

@@ -36,7 +36,7 @@ async def kept(journal: Journal, what: str, *, data: dict[str, Any] | None = Non
         await journal.written()
         return
     raise NotWritten(
-        f"{what}, but the disk has not kept it within {WRITE_DEADLINE_S:g} s: if the daemon ends now, it is as it was"
-        " before; see status.state.fault",
+        f"{what}, but was not written to disk within {WRITE_DEADLINE_S:g} s; a crash now would undo"
+        " it. See status.state.fault",
         data=data,
     )

@@ -62,7 +62,7 @@ def resolve(path: str, *, directory: Path | None = None) -> Callable[..., Any]:
             raise _not_found(path, module, found, names[:i], name) from None
     if not callable(found):
         kind = "a module: name the function in it" if isinstance(found, ModuleType) else f"a {type(found).__name__}"
-        raise DottedPathError(f"{path} cannot be called, it is {kind}")
+        raise DottedPathError(f"{path} is not callable, but {kind}")
     return found  # type: ignore[no-any-return]
 
 
@@ -118,7 +118,7 @@ def _not_found(path: str, module: ModuleType, holder: Any, before: list[str], na
     known = [known for known in dir(holder) if not known.startswith("_")]
     if isinstance(holder, ModuleType) and hasattr(holder, "__path__"):
         known += _modules_in(holder.__path__)
-    return DottedPathError(f"{path}: {where} ({file}) has nothing called {name}{_near(name, known)}")
+    return DottedPathError(f"{path}: {where} ({file}) has no {name}{_near(name, known)}")
 
 
 def _modules_in(directories: Iterable[str]) -> list[str]:

@@ -62,7 +62,9 @@ def _rewards(samples: Sequence[Sample]) -> list[float]:
     """
     rewards = [sample.reward for sample in samples if sample.reward is not None]
     if not rewards or len(rewards) < len(samples):
-        raise FilterError(f"{len(samples) - len(rewards)} of {len(samples)} samples have no reward: score groups first")
+        raise FilterError(
+            f"{len(samples) - len(rewards)} of {len(samples)} samples have no reward: score the group first"
+        )
     return rewards
 
 
@@ -105,7 +107,7 @@ def load_filter(spec: str | None, *, directory: Path | None = None) -> GroupFilt
         raise FilterError(f"{spec!r} is neither a built-in filter ({known}) nor the dotted path of a function")
     function = resolve(spec, directory=directory)
     if inspect.iscoroutinefunction(function):
-        raise FilterError(f"{spec} is asynchronous; a filter is a plain function of (args, samples)")
+        raise FilterError(f"{spec} is asynchronous; a filter must be a plain function of (args, samples)")
 
     def verdict(args: Any, samples: Sequence[Sample]) -> Verdict:
         try:
@@ -124,7 +126,7 @@ def _to_verdict(spec: str, answer: Any) -> Verdict:
     if keep is None:
         raise FilterError(
             f"filter {spec} returned {str(answer)[:60]} ({type(answer).__name__}):"
-            " a bool, or an object with keep and reason, is expected"
+            " expected a bool, or an object with keep and reason"
         )
     if keep:
         return _KEEP
@@ -173,7 +175,7 @@ class RewardCaps:
         """Take over those of a changed config; arguments and errors are the class's. An error changes nothing."""
         caps = caps or [None] * len(names)
         if len(caps) != len(names):
-            raise FilterError(f"{len(caps)} reward caps for {len(names)} sources: give one for each, or null")
+            raise FilterError(f"{len(caps)} reward caps for {len(names)} sources: write one for each, or null")
         parsed = {
             name: parse_weight(cap, directory=directory)
             for name, cap in zip(names, caps, strict=True)
@@ -181,7 +183,7 @@ class RewardCaps:
         }
         for cap in parsed.values():
             if cap.is_adaptive:
-                raise FilterError(f"{cap.text} asks for stats: reward caps are functions of the step alone")
+                raise FilterError(f"{cap.text} has a parameter stats, but reward caps are functions of the step only")
         self._caps = {name: WeightHistory(cap) for name, cap in parsed.items()}
 
     def cap(self, source: str, step: int) -> float | None:

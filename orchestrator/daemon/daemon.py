@@ -113,7 +113,9 @@ class Daemon:
                 stack.push_async_callback(self._close_pipelines, parts.sources.pipelines)
                 report_recovery(store, self._log)
                 await self._supervise(parts, store, changed)
-            self._log.info(f"stopped at step {store.ledger.step}; the next start goes on from there", action="stopped")
+            self._log.info(
+                f"stopped at step {store.ledger.step}; the next start continues from there", action="stopped"
+            )
 
     async def _open(self, stack: AsyncExitStack, changed: Broadcast, replan: Broadcast) -> Opened:
         opening = Opening(
@@ -163,7 +165,7 @@ class Daemon:
             count, socket = len(parts.sources.pipelines), self._settings.socket.path
             self._log.info(f"ready: {count} sources, step {store.ledger.step}, socket {socket}", action="ready")
             await self._stop.wait()
-            self._log.info("stopping: what is in flight is parked")
+            self._log.info("stopping: saving what is in flight")
             with anyio.move_on_after(STOP_DEADLINE_S):
                 await parts.sources.producers.stop()
             await self._flush(parts.outputs)
@@ -188,8 +190,8 @@ class Daemon:
             store.record(Archived(*key, is_given_up=True))
         if waiting:
             self._log.warning(
-                f"{len(waiting)} batches, of steps {waiting[0].step} to {waiting[-1].step}, waited for an archive and"
-                " are in none: `archive` is null now"
+                f"{len(waiting)} batches, of steps {waiting[0].step} to {waiting[-1].step}, were waiting for the"
+                " archive and will not be archived, because `archive` is now null"
             )
 
     async def _end_when_finished(self, parts: Parts, store: StateStore, changed: Broadcast) -> None:
@@ -219,7 +221,7 @@ class Daemon:
                 elif number == signal.SIGHUP:
                     tasks.start_soon(self._reload, reloader)
                 elif self._stop.is_set():
-                    self._log.warning("a second signal: ending at once")
+                    self._log.warning("second signal: stopping at once")
                     self._logs.close()
                     os._exit(1)
                 else:

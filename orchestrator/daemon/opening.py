@@ -165,6 +165,6 @@ def report_recovery(store: StateStore, log: FilteringBoundLogger) -> None:
         log.error(f"damaged state: {problem}")
     if not recovery.is_fresh:
         log.info(
-            f"the run goes on at step {store.ledger.step}: snapshot {recovery.snapshot},"
-            f" {recovery.records} records after it"
+            f"resuming at step {store.ledger.step} from snapshot {recovery.snapshot}"
+            f" and {recovery.records} later records"
         )

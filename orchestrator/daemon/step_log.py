@@ -65,7 +65,7 @@ class StepLog:
             self._log.warning(warning)
         waited_s = self._waits.waited_s(batch.step)
         if self._waits.for_engines.step == batch.step and self._waits.for_engines.is_told:
-            self._log.info(f"the batch of step {batch.step} is there after {waited_s:.0f} s", action="batch_there")
+            self._log.info(f"the batch of step {batch.step} is ready after {waited_s:.0f} s", action="batch_there")
         report = self._metrics.report(batch, trainer_wait_s=waited_s)
         self._logs.step(report)
         figures = StepFigures(batch.step, batch.policy_version, time.time(), report.slashed)

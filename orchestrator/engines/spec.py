@@ -34,7 +34,7 @@ InFlight = Annotated[int, Field(ge=1, le=65_536)]
 
 def _engine_name(value: str) -> str:
     if not value.isascii() or not value.isprintable() or not value or len(value) > 128 or set(value) & set(" /\"'\\"):
-        raise problem(f"{value!r} cannot be a name", "1 to 128 ASCII characters without spaces, quotes and slashes")
+        raise problem(f"{value!r} cannot be a name", "use 1 to 128 ASCII characters without spaces, quotes or slashes")
     return value
 
 
@@ -42,7 +42,7 @@ EngineName = Annotated[str, AfterValidator(_engine_name)]
 
 KeyVariable = Annotated[str, Field(pattern="^[A-Za-z_][A-Za-z0-9_]*$"), AfterValidator(key_variable)] | None
 
-KEY_VARIABLE: Final = "Environment variable that holds the key of the server; null: none is needed."
+KEY_VARIABLE: Final = "Environment variable with the server's API key; null: no key is needed."
 
 
 class EngineSpec(Kind):

@@ -65,7 +65,7 @@ class Finisher:
         try:
             frame = encode_group(group)
         except FrameError as error:
-            hint = f"its group cannot be stored: {error}; let rewards and prompts carry less metadata"
+            hint = f"its group cannot be stored: {error}; use less metadata in rewards and prompts"
             return self._failed(group, "too_large", hint)
         self._journal.store_group(frame, GroupFacts.of(group))
         return Finished(GroupOutcome.BUFFERED)

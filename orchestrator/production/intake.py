@@ -112,7 +112,7 @@ class Intake:
         for launched in left:
             self._drop(launched, ABANDONED)
         if left:
-            self._log.warning(f"{len(left)} groups were still open when the source was stopped; they are dropped")
+            self._log.warning(f"{len(left)} groups were still open when the source was stopped, and are dropped")
 
     # -- what comes from outside ---------------------------------------------------------------------------------------
 
@@ -134,15 +134,15 @@ class Intake:
         """
         state, demand = self._launcher.state, self._control.demand()
         if not self._is_running or not self._control.may_launch() or state.paused:
-            raise SourceFull(f"source {state.name} takes no groups at the moment: it is paused or stopped")
+            raise SourceFull(f"source {state.name} does not accept groups: it is paused or stopped")
         if state.outstanding >= max(demand.bound, demand.next_count):
             raise SourceFull(
-                f"source {state.name} has {state.outstanding} groups in flight and buffered, at most {demand.bound}"
-                f" are allowed ({demand.bound_by}); offer more when a batch was taken"
+                f"source {state.name} has {state.outstanding} groups in flight and buffered; at most {demand.bound}"
+                f" are allowed ({demand.bound_by}). Send more after the next batch"
             )
         launched = self._launcher.launch()
         if launched is None:
-            raise SourceFull(f"source {state.name} takes no more groups: it has had all of its prompts")
+            raise SourceFull(f"source {state.name} accepts no more groups: all its prompts are used")
         self._open[launched.group_index] = launched
         return launched
 
@@ -174,10 +174,14 @@ class Intake:
 
     def _check(self, group: OutsideGroup) -> None:
         if len(group.samples) != self._launcher.n_samples:
-            raise BadRequest(f"a group has {self._launcher.n_samples} samples, this one has {len(group.samples)}")
+            raise BadRequest(
+                f"a group must have {self._launcher.n_samples} samples, but this one has {len(group.samples)}"
+            )
         for slot, sample in enumerate(group.samples):
             if not sample.is_finished or sample.reward is None:
-                raise BadRequest(f"sample {slot} is {sample.status.value}; all have to be finished, with a reward each")
+                raise BadRequest(
+                    f"sample {slot} is {sample.status.value}; every sample must be finished and have a reward"
+                )
 
     def _finish(self, launched: InFlight, given: OutsideGroup) -> Accepted:
         for slot, sample in enumerate(given.samples):
@@ -200,7 +204,7 @@ class Intake:
         del self._open[launched.group_index]
         if failure is not None:
             self._last_failure = failure
-            self._log.warning(f"group {launched.group_index} from outside could not be kept: {failure}")
+            self._log.warning(f"external group {launched.group_index} could not be stored: {failure}")
         else:
             self._acceptance.add(outcome is GroupOutcome.BUFFERED)
         return Accepted(launched.group_index, outcome, failure)

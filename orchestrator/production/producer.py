@@ -99,7 +99,7 @@ class Producer:
         if self._warned_at_step != self._ledger.step:
             self._warned_at_step = self._ledger.step
             self._log.warning(
-                f"launching {count} groups beyond the bound of {demand.bound}: the next batch lacks them;"
+                f"launching {count} groups beyond the bound of {demand.bound}, because the next batch lacks them;"
                 " raise over_sampling_batch_size or this source's buffer"
             )
 

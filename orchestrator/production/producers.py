@@ -100,7 +100,7 @@ class Producers:
         with anyio.move_on_after(PARK_DEADLINE_S):
             await self.stop(names)
             return
-        raise StateError(f"what is in flight could not be parked within {PARK_DEADLINE_S:g} s; nothing has changed")
+        raise StateError(f"what is in flight could not be saved within {PARK_DEADLINE_S:g} s; nothing changed")
 
     def start(self) -> None:
         """Go on, with what is in flight by then."""

@@ -70,12 +70,12 @@ class PromptReader:
         if await self._pool.is_text_only():
             messages = _messages_of(prompt)
             if messages is None:
-                raise PromptRefused("its prompt is token ids, which engines that give text alone cannot take")
+                raise PromptRefused("its prompt is token ids, but the engines accept only text")
             return ReadPrompt(prompt, array("i"), messages)
         try:
             return ReadPrompt(prompt, array("i", await self._tokenize(prompt)), None)
         except (EngineRejected, TokenizerError) as error:
-            raise PromptRefused(f"its prompt was refused: {error}") from error
+            raise PromptRefused(f"its prompt was rejected: {error}") from error
 
     async def _tokenize(self, prompt: Prompt) -> Any:
         if prompt.tokens is not None:

@@ -76,7 +76,7 @@ class PromptFile:
             PromptFileError: the file has changed since it was opened.
         """
         if not 0 <= prompt_index < len(self._rows):
-            raise IndexError(f"source {self._name} has no row {prompt_index}, only 0 to {len(self._rows) - 1}")
+            raise IndexError(f"source {self._name} has no row {prompt_index}, only rows 0 to {len(self._rows) - 1}")
         row = self._rows.read(prompt_index)
         return Prompt(
             source=self._name,
@@ -109,13 +109,13 @@ class FileSpec(PromptSpec):
 
     path: FilePath = Field(description="File of prompts. Relative to the config file.")
     input_key: Annotated[str, Field(min_length=1)] = Field(
-        DEFAULT_INPUT_KEY, description="Key of a row that holds the prompt: text, chat messages, or token ids."
+        DEFAULT_INPUT_KEY, description="Key of the prompt in a row: text, chat messages, or token ids."
     )
     label_key: Annotated[str, Field(min_length=1)] | None = Field(
-        None, description="Key of a row that holds the label; null: label, where a row has it."
+        None, description="Key of the label in a row; null: label, if a row has it."
     )
     metadata_key: Annotated[str, Field(min_length=1)] | None = Field(
-        None, description="Key of a row that holds an object of metadata; null: metadata, where a row has it."
+        None, description="Key of the metadata object in a row; null: metadata, if a row has it."
     )
     max_new_tokens_key: Annotated[str, Field(min_length=1)] | None = Field(
         None,
@@ -151,6 +151,6 @@ class FileSpec(PromptSpec):
         try:
             rows = self.reader(self.path, keys)
         except OSError as error:
-            raise PromptFileError(f"{self.path}: cannot be read: {error.strerror or error}") from error
+            raise PromptFileError(f"cannot read {self.path}: {error.strerror or error}") from error
         order = PromptOrder(seed=seed, name=name, rows=len(rows), shuffle=self.shuffle)
         return PromptFile(name, rows, order, self.epochs)

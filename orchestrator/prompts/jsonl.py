@@ -76,7 +76,7 @@ class JsonlRows:
         if zlib.crc32(line) != self._checksums[row]:
             raise PromptFileError(
                 f"{self._path}: row {row} (at byte {begin}) has changed since the file was opened; "
-                "write a new file and rename it over the old one instead of changing it while it is used"
+                "do not change a file that is in use: write a new file and rename it over the old one"
             )
         return self._keys.parse(orjson.loads(line))
 
@@ -89,7 +89,7 @@ class JsonlRows:
             except BadRow as error:
                 problems.append(f"{self._path}:{number}: {error}")
                 if len(problems) == MAX_PROBLEMS:
-                    problems.append(f"{self._path}: not read any further after {MAX_PROBLEMS} bad lines")
+                    problems.append(f"{self._path}: stopped reading after {MAX_PROBLEMS} bad lines")
                     break
             self._begins.append(begin)
             self._lengths.append(len(line))
@@ -97,7 +97,7 @@ class JsonlRows:
         if problems:
             raise PromptFileError("\n".join(problems))
         if not self._checksums:
-            raise PromptFileError(f"{self._path}: the file is empty; one JSON object a line is expected")
+            raise PromptFileError(f"{self._path}: the file is empty; expected one JSON object per line")
 
 
 def _lines(file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
@@ -135,5 +135,5 @@ class JsonlSpec(FileSpec):
     reader = JsonlRows
 
     kind: Literal["jsonl"] = Field(
-        "jsonl", description="jsonl: a file of JSON lines; may be left out where path ends in .jsonl."
+        "jsonl", description="jsonl: a file of JSON lines; the default if path ends in .jsonl."
     )

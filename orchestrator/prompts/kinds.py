@@ -38,8 +38,8 @@ def _kind_of(raw: Mapping[Any, Any]) -> object:
         return JsonlSpec.kind_name()  # any kind of file says what is wrong with it
     if (claimed := next((spec for spec in specs if spec.claims(str(path))), None)) is None:
         raise problem(
-            f"{path}: the suffix {Path(path).suffix!r} tells no known format; known are {', '.join(suffixes)}",
-            "rename the file, or write its kind beside path",
+            f"{path}: unknown suffix {Path(path).suffix!r}; the known ones are {', '.join(suffixes)}",
+            "rename the file, or set kind",
             at=("path",),
         )
     return claimed.kind_name()

@@ -44,9 +44,9 @@ class PromptOrder:
 
     def __init__(self, *, seed: int, name: str, rows: int, shuffle: bool) -> None:
         if seed < 0:
-            raise ValueError(f"the seed is {seed}, it has to be 0 or more")
+            raise ValueError(f"the seed is {seed}, but must be at least 0")
         if not 1 <= rows <= MAX_ROWS:
-            raise ValueError(f"{rows} rows, 1 to {MAX_ROWS} can be ordered")
+            raise ValueError(f"{rows} rows, but must be 1 to {MAX_ROWS}")
         self._entropy = (seed, zlib.crc32(name.encode()))
         self._rows = rows
         self._shuffle = shuffle

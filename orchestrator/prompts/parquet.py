@@ -50,7 +50,7 @@ class ParquetRows:
             except BadRow as error:
                 problems.append(f"{path}: row {row}: {error}")
                 if len(problems) == MAX_PROBLEMS:
-                    problems.append(f"{path}: not read any further after {MAX_PROBLEMS} bad rows")
+                    problems.append(f"{path}: stopped reading after {MAX_PROBLEMS} bad rows")
                     break
         if problems:
             raise PromptFileError("\n".join(problems))
@@ -96,5 +96,5 @@ class ParquetSpec(FileSpec):
     has_json_text = True
 
     kind: Literal["parquet"] = Field(
-        "parquet", description="parquet: a Parquet file; may be left out where path ends in .parquet."
+        "parquet", description="parquet: a Parquet file; the default if path ends in .parquet."
     )

@@ -81,7 +81,7 @@ class RowKeys:
         """Raise :class:`BadRow` unless every required key is there."""
         missing = [key for key in self.required if key not in keys]
         if missing:
-            raise BadRow(f"no key {list_keys(missing)}; the keys there are {list_keys(list(keys))}")
+            raise BadRow(f"no key {list_keys(missing)}; the row has {list_keys(list(keys))}")
 
     def parse(self, value: Any) -> Row:
         """Read one row.
@@ -90,7 +90,7 @@ class RowKeys:
             BadRow: it is not an object, lacks a key, or a value is of a type that a prompt cannot have.
         """
         if not isinstance(value, dict):
-            raise BadRow(f"an object is expected, this is {_kind(value)}")
+            raise BadRow(f"expected an object, got {_kind(value)}")
         self.check_keys(value)
         content, tokens = self._content(value[self.input_key])
         label = value.get(self.label_key or DEFAULT_LABEL_KEY)
@@ -110,15 +110,15 @@ class RowKeys:
                 if type(item) is not int or not 0 <= item <= MAX_TOKEN_ID:
                     raise BadRow(f"{key}[{index}] is not a token id (a whole number from 0 to {MAX_TOKEN_ID})")
             return None, array("i", value)
-        kind = f"a list that begins with {_kind(value[0])}" if isinstance(value, list) else _kind(value)
-        raise BadRow(f"{key} is {kind}; a text, a list of chat messages or a list of token ids is expected")
+        kind = f"a list that starts with {_kind(value[0])}" if isinstance(value, list) else _kind(value)
+        raise BadRow(f"{key} is {kind}; expected a string, a list of chat messages or a list of token ids")
 
     def _max_new_tokens(self, row: dict[str, Any]) -> int | None:
         if self.max_new_tokens_key is None:
             return None
         value = row[self.max_new_tokens_key]
         if type(value) is not int or value < 1:
-            raise BadRow(f"{self.max_new_tokens_key!r} is {value!r:.40}; a whole number of at least 1 is expected")
+            raise BadRow(f"{self.max_new_tokens_key!r} is {value!r:.40}; expected a whole number of at least 1")
         return value
 
     def _metadata(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -130,9 +130,9 @@ class RowKeys:
             try:
                 value = orjson.loads(value)
             except orjson.JSONDecodeError as error:
-                raise BadRow(f"{key!r} is a text that is not JSON: {error}") from None
+                raise BadRow(f"{key!r} is a string that is not JSON: {error}") from None
         if not isinstance(value, dict):
-            raise BadRow(f"{key!r} is {_kind(value)}; an object is expected")
+            raise BadRow(f"{key!r} is {_kind(value)}; expected an object")
         _check_json(value, key)
         return value
 
@@ -140,15 +140,15 @@ class RowKeys:
 def _message(value: Any, place: str) -> Message:
     """One chat message, without the nulls that a fixed schema puts in for fields which a message does not have."""
     if not isinstance(value, dict):
-        raise BadRow(f"{place} is {_kind(value)}; a chat message, an object, is expected")
+        raise BadRow(f"{place} is {_kind(value)}; expected a chat message, which is an object")
     role = value.get("role")
     if not isinstance(role, str) or not role:
-        raise BadRow(f"{place} has no 'role' that is a text")
+        raise BadRow(f"{place} needs a 'role' that is a string")
     if "content" not in value:
-        raise BadRow(f"{place} has no 'content'; the keys there are {list_keys(list(value))}")
+        raise BadRow(f"{place} has no 'content'; its keys are {list_keys(list(value))}")
     content = value["content"]
     if content is not None and not isinstance(content, str | list):
-        raise BadRow(f"{place}['content'] is {_kind(content)}; a text, a list of parts or null is expected")
+        raise BadRow(f"{place}['content'] is {_kind(content)}; expected a string, a list of parts or null")
     message = {key: item for key, item in value.items() if item is not None or key == "content"}
     _check_json(message, place)
     return message
@@ -174,7 +174,7 @@ def _kind(value: Any) -> str:
         case int() | float():
             return "a number"
         case str():
-            return "a text"
+            return "a string"
         case list():
             return "a list"
         case dict():

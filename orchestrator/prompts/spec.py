@@ -29,8 +29,8 @@ __all__ = ["PromptSpec"]
 class PromptSpec(Kind):
     """The prompts of a source; the keys here are those of every kind."""
 
-    shuffle: bool = Field(True, description="A new order in every epoch, a function of the seed; false: file order.")
-    epochs: Count | None = Field(None, description="How often the prompts are gone through; null: for ever.")
+    shuffle: bool = Field(True, description="Shuffle in every epoch, by the seed; false: file order.")
+    epochs: Count | None = Field(None, description="How many times the prompts are used; null: no limit.")
 
     known_as: ClassVar[str]
     """What messages call prompts of this kind, in the plural."""
@@ -50,7 +50,7 @@ class PromptSpec(Kind):
     def misplaced(cls, keys: Sequence[str], owner: type[Kind], raw: Mapping[str, Any]) -> PydanticCustomError:
         """Names what the keys are for."""
         theirs = owner.known_as if issubclass(owner, PromptSpec) else owner.kind_name()
-        return problem(f"{', '.join(keys)}: for {theirs}, not for {cls.known_as}", "leave it out")
+        return problem(f"{', '.join(keys)}: only for {theirs}, not for {cls.known_as}", "remove it")
 
     @property
     def file(self) -> Path | None:

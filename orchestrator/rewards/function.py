@@ -94,7 +94,7 @@ class FunctionSpec(RewardSpec):
     known_as = "functions"
 
     kind: Literal["function"] = Field(
-        "function", description="function: a function of your own, by its dotted path; may be left out."
+        "function", description="function: a function of your own, by its dotted path; optional."
     )
     path: str = Field(description="Dotted path of a function (sample, prompt), relative to the working directory.")
 
@@ -102,7 +102,9 @@ class FunctionSpec(RewardSpec):
     @classmethod
     def _has_a_path(cls, raw: Any) -> Any:
         if isinstance(raw, Mapping) and raw.get("path") is None:
-            raise problem("nothing says what scores", f"path: one of {', '.join(REWARD_NAMES)}, or package.module.f")
+            raise problem(
+                "the reward has no path", f"set path to one of {', '.join(REWARD_NAMES)}, or package.module.f"
+            )
         return raw
 
     @model_validator(mode="after")
@@ -111,7 +113,9 @@ class FunctionSpec(RewardSpec):
             near = nearest(self.path, REWARD_NAMES)
             raise problem(
                 f"{self.path!r} is neither a built-in reward nor a dotted path",
-                f"did you mean {near}?" if near else f"built-in are {', '.join(REWARD_NAMES)}; or package.module.f",
+                f"did you mean {near}?"
+                if near
+                else f"built-in are {', '.join(REWARD_NAMES)}; or write package.module.f",
             )
         return self
 

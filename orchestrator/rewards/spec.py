@@ -30,11 +30,11 @@ class RewardSpec(Kind):
     """What scores a source's responses; the keys here are those of every kind."""
 
     key: Annotated[str, Field(min_length=1)] | None = Field(
-        None, description="Entry of a returned dictionary that is the reward; null: a number is returned."
+        None, description="Key of the reward in a returned dictionary; null: the function returns a number."
     )
-    timeout_s: Seconds = Field(30.0, description="Seconds that one call may take.")
+    timeout_s: Seconds = Field(30.0, description="Most seconds for one call.")
     concurrency: Annotated[int, Field(ge=1, le=1024)] = Field(
-        16, description="Calls at a time; for a synchronous function also the number of its processes."
+        16, description="Calls at a time; for a synchronous function also its number of processes."
     )
     group: bool = Field(
         False, description="Score all samples of a group in one call: a function (samples, prompt) that returns a list."

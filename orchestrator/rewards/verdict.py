@@ -48,8 +48,8 @@ def to_results(function: str, value: Any, key: str | None, count: int | None) ->
     values = value.tolist() if hasattr(value, "tolist") else value  # an array of numpy's or torch's
     if not isinstance(values, list | tuple):
         raise RewardError(
-            f"reward {function}: it returned {value!r:.200} of type {type(value).__name__}; for a group a list of "
-            f"{count} rewards is expected, one for each sample"
+            f"reward {function}: it returned {value!r:.200} of type {type(value).__name__}; for a group it must return "
+            f"a list of {count} rewards, one for each sample"
         )
     if len(values) != count:
         raise RewardError(f"reward {function}: it returned {len(values)} rewards for {count} samples")
@@ -76,9 +76,11 @@ def to_result(function: str, value: Any, key: str | None) -> RewardResult:
 def _entry(function: str, value: dict[Any, Any], key: str | None) -> Any:
     keys = ", ".join(repr(name) for name in value)[:MAX_DESCRIPTION_CHARS] or "none"
     if key is None:
-        raise RewardError(f"reward {function}: it returned a dictionary; say with `key` which of {keys} is the reward")
+        raise RewardError(
+            f"reward {function}: it returned a dictionary; set `key` to the one of {keys} that is the reward"
+        )
     if key not in value:
-        raise RewardError(f"reward {function}: it returned a dictionary without the key {key!r}; there are {keys}")
+        raise RewardError(f"reward {function}: it returned a dictionary without the key {key!r}; its keys are {keys}")
     return value[key]
 
 
@@ -92,12 +94,10 @@ def describe_exception(error: BaseException) -> str:
 
 def _number(function: str, what: str, value: Any) -> float:
     if not isinstance(value, Real):
-        raise RewardError(
-            f"reward {function}: {what} {value!r:.200} of type {type(value).__name__}; a number is expected"
-        )
+        raise RewardError(f"reward {function}: {what} {value!r:.200} of type {type(value).__name__}; expected a number")
     number = float(value)
     if not math.isfinite(number):
-        raise RewardError(f"reward {function}: {what} {number}; a finite number is expected")
+        raise RewardError(f"reward {function}: {what} {number}; expected a finite number")
     return number
 
 
@@ -109,7 +109,7 @@ def _plain(function: str, value: dict[Any, Any]) -> dict[str, Any]:
         raise RewardError(f"reward {function}: its dictionary cannot be written as JSON: {error}") from error
     if len(text) > MAX_DETAIL_BYTES:
         raise RewardError(
-            f"reward {function}: its dictionary is {len(text)} bytes of JSON, at most {MAX_DETAIL_BYTES} are kept"
+            f"reward {function}: its dictionary has {len(text)} bytes of JSON; at most {MAX_DETAIL_BYTES} are allowed"
         )
     plain: dict[str, Any] = orjson.loads(text)
     return plain

@@ -47,7 +47,7 @@ def encode_call(samples: Sequence[Sample], prompt: Prompt) -> bytes:
     }
     message = encode_message(header, b"".join(data for data in arrays if data is not None))
     if len(message) > MAX_CALL_BYTES:
-        raise ValueError(f"samples and prompt are {len(message)} bytes, at most {MAX_CALL_BYTES} can be scored")
+        raise ValueError(f"samples and prompt have {len(message)} bytes; at most {MAX_CALL_BYTES} can be scored")
     return message
 
 

@@ -102,7 +102,7 @@ def shown(value: Any) -> str:
     if isinstance(value, str):
         quoted = json.dumps(value[:60] + "…" * (len(value) > 60), ensure_ascii=False)
         # A message is one line, also to readers for whom U+0085 and U+2028 end one.
-        return f"the text {''.join(c if c.isprintable() else json.dumps(c)[1:-1] for c in quoted)}"
+        return f"the string {''.join(c if c.isprintable() else json.dumps(c)[1:-1] for c in quoted)}"
     return str(value)[:60]
 
 
@@ -123,7 +123,7 @@ def is_dotted_path(text: str) -> bool:
 def absolute_path(value: Any, info: ValidationInfo) -> Any:
     """The path that a text of the config names, against the directory of the config file."""
     if not isinstance(value, str | Path):
-        raise problem(f"got {shown(value)}, the path of a file is expected", "write it as text")
+        raise problem(f"expected the path of a file, got {shown(value)}", "write it as a string")
     text = str(value)
     if not text.strip() or "\0" in text:
         raise problem("the path is empty or has a zero byte", "name a file")
@@ -146,8 +146,7 @@ def _source_name(value: str) -> str:
     if NAME_PATTERN.fullmatch(value) is None:
         raise problem(
             f"{value!r} cannot be a name",
-            "a name is part of metric names and paths: 1 to 64 of A-Z a-z 0-9 _ . -, beginning with a letter, "
-            "a digit or _",
+            "use 1 to 64 of A-Z a-z 0-9 _ . -, starting with a letter, a digit or _",
         )
     return value
 
@@ -182,11 +181,11 @@ def _server_url(value: str) -> str:
         parts = urlsplit(value)
         port = parts.port
     except ValueError as error:
-        raise problem(f"{value!r} is no URL: {error}", right) from error
+        raise problem(f"{value!r} is not a URL: {error}", right) from error
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise problem(f"{value!r} is not the URL of a server", right)
     if re.search(r"\s", value) or port == 0:
-        raise problem(f"{value!r} is no URL of a server", right)
+        raise problem(f"{value!r} is not the URL of a server", right)
     if parts.username is not None or parts.password is not None:
         raise problem("a URL with a user name or password would show them in logs", right)
     check_host(parts.hostname)
@@ -202,7 +201,7 @@ ServerUrl = Annotated[str, AfterValidator(_server_url)]
 def _host_port(value: Any) -> Any:
     right = 'write "127.0.0.1:8642", or null to switch it off'
     if not isinstance(value, str):
-        raise problem(f"got {shown(value)}, host and port are expected", right)
+        raise problem(f"expected host:port, got {shown(value)}", right)
     match = HOST_PORT_PATTERN.fullmatch(value)
     if match is None or not 1 <= int(match[2]) <= MAX_PORT:
         raise problem(f"{value!r} is not a host and a port from 1 to {MAX_PORT}", right)
@@ -249,7 +248,7 @@ WEIGHT_FORMS: Final = 'a number, "lambda step: …", or the dotted path of a fun
 def _weight(value: Any) -> float | str:
     """A weight whose text can be a weight; dotted paths are resolved later, by ``check`` and by the daemon."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise problem(f"got {shown(value)}, a weight is expected", WEIGHT_FORMS)
+        raise problem(f"expected a weight, got {shown(value)}", WEIGHT_FORMS)
     if not isinstance(value, str):
         try:
             number = float(value)
@@ -267,8 +266,8 @@ def _weight(value: Any) -> float | str:
         except ExpressionError as error:
             raise problem(error.message, 'such as "lambda step: 0.9 - 0.8 * min(step / 200, 1.0)"') from error
     elif not is_dotted_path(text):
-        quoted = "leave the quotes away" if _is_number(text) else WEIGHT_FORMS
-        raise problem(f"got {shown(value)}, a weight is expected", quoted)
+        quoted = "remove the quotes" if _is_number(text) else WEIGHT_FORMS
+        raise problem(f"expected a weight, got {shown(value)}", quoted)
     return text
 
 
@@ -293,9 +292,9 @@ def list_of(what: str, example: str, *, least: int = 0) -> BeforeValidator:
 
     def check(value: Any) -> Any:
         if value is not None and not isinstance(value, list | tuple):
-            raise problem(f"got {shown(value)}, a list is expected: {what}", f"write {example}")
+            raise problem(f"expected a list, {what}; got {shown(value)}", f"write {example}")
         if value is not None and len(value) < least:
-            raise problem("the list is empty", f"at least {least}: write {example}")
+            raise problem("the list is empty", f"expected at least {least}: write {example}")
         return value
 
     return BeforeValidator(check)

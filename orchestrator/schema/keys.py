@@ -27,7 +27,7 @@ def read_key(variable: str | None) -> ServerKey:
         return ServerKey()
     key = os.environ.get(variable, "").strip()
     if not key:
-        return ServerKey(problem=f"the environment variable {variable} holds no key")
+        return ServerKey(problem=f"the environment variable {variable} has no key")
     if (wrong := key_problem(variable)) is not None:
         return ServerKey(problem=wrong)
     return ServerKey(key)

@@ -95,9 +95,9 @@ class Kinds:
         if isinstance(value, Kind):
             return value
         if value is None:
-            raise problem("is null", "leave the key out for its default, or give it a value")
+            raise problem("is null", "remove the key to use its default, or give it a value")
         if not isinstance(value, dict):
-            raise problem(f"got {shown(value)}, a mapping of keys is expected")
+            raise problem(f"expected a mapping of keys, got {shown(value)}")
         spec = self._spec_of(value)
         foreign = [key for key in value if isinstance(key, str) and key not in spec.model_fields]
         for owner in self.specs.values():

@@ -81,7 +81,8 @@ def check_name(name: str) -> None:
     """
     if _NAME.fullmatch(name) is None:
         raise BadRequest(
-            f"{name[:80]!r} cannot be the name of a checkpoint: 1 to 64 of A-Z a-z 0-9 _ . -, not beginning with . or -"
+            f"{name[:80]!r} cannot be the name of a checkpoint: use 1 to 64 of A-Z a-z 0-9 _ . -,"
+            " not starting with . or -"
         )
 
 
@@ -290,8 +291,8 @@ def relink(directory: Path, name: str, data: dict[str, Any], *, end: int) -> Non
         mine, theirs = segment_path(directory, number), segment_path(_path(directory, name), number)
         if not (mine.samefile(theirs) if mine.exists() else number < end):
             raise CheckpointError(
-                f"checkpoint {name!r} is of another state: {mine} is not its segment {number}. To load it, stop the"
-                " daemon, and start it with a run.state_dir that holds nothing but the folder with the checkpoints"
+                f"checkpoint {name!r} belongs to another state: {mine} is not its segment {number}. To load it, stop"
+                " the daemon, and start it with a run.state_dir that contains only the folder with the checkpoints"
             )
         with suppress(FileExistsError):
             os.link(theirs, mine)

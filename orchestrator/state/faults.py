@@ -29,7 +29,7 @@ class Operation(StrEnum):
     SYNC = "sync the log"
     SNAPSHOT = "write a snapshot"
     REMOVE = "remove old files"
-    RESERVE = "keep a reserve of space, for which launching waits,"
+    RESERVE = "reserve space, for which launching waits,"
 
 
 _FULL: Final = "make space on this disk, or let the trainer acknowledge batches"
@@ -39,12 +39,12 @@ _ADVICE: Final = {
     errno.EDQUOT: "raise the quota or make space",
     errno.EFBIG: "raise the limit of file sizes (ulimit -f)",
     errno.EIO: _BROKEN,
-    errno.EROFS: f"it was mounted read-only, mostly because {_BROKEN}",
-    errno.EACCES: "give the daemon's user the right to write there",
-    errno.EPERM: "give the daemon's user the right to write there",
+    errno.EROFS: f"it is mounted read-only. This usually means that {_BROKEN}",
+    errno.EACCES: "give the daemon's user write permission there",
+    errno.EPERM: "give the daemon's user write permission there",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
     errno.ENFILE: "raise the system's limit of open files (fs.file-max)",
-    errno.ENOENT: "the directory was moved or removed under the running daemon: put it back",
+    errno.ENOENT: "the directory was moved or removed while the daemon was running: restore it",
 }
 
 
@@ -90,11 +90,11 @@ class DiskFaults:
         is_new = self._messages.get(operation) != message
         self._messages[operation] = message
         if is_new and self._log is not None:
-            self._log.error(f"{message}. It is tried again until it succeeds; nothing is lost meanwhile")
+            self._log.error(f"{message}. The daemon retries until it succeeds; nothing is lost")
 
     def passed(self, operation: Operation) -> None:
         """The operation succeeded."""
         if self._messages.pop(operation, None) is not None and not self._messages and self._log is not None:
             self._log.warning(
-                f"the state in {self._directory} is written again, after {time.monotonic() - self._since:.1f} s"
+                f"the state in {self._directory} can be written again, after {time.monotonic() - self._since:.1f} s"
             )

@@ -128,8 +128,8 @@ def recover(
         raise
     except OSError as error:
         raise StateError(
-            f"cannot read the state in {directory}: {error.strerror or error}: mend the disk, or restore the directory"
-            " from a copy"
+            f"cannot read the state in {directory}: {error.strerror or error}: repair the disk, or restore the"
+            " directory from a copy"
         ) from error
     recovery.drops = drop_damaged(ledger, recovery.problems)
     if rules.at_run_time is not None:
@@ -162,7 +162,7 @@ def _start(
             ledger = Ledger({}, nonce=data["ledger"]["nonce"])
             ledger.load(data["ledger"], segments.frame)
         except (CorruptState, FrameError, KeyError, TypeError) as error:
-            recovery.problems.append(f"snapshot {number} was stepped over: {error}")
+            recovery.problems.append(f"skipped snapshot {number}: {error}")
             damaged.append(number)
             continue
         recovery.snapshot = number
@@ -172,10 +172,10 @@ def _start(
         numbers = list_segments(directory)
         origin = find_origin(directory) if numbers else recovery.next_segment
         if origin is None:
-            detail = "; ".join(recovery.problems) or "no snapshot is there"
+            detail = "; ".join(recovery.problems) or "there is no snapshot"
             raise CorruptState(
-                f"{directory}: the log begins at segment {numbers[0]} and no snapshot can be read ({detail});"
-                " restore the directory from a copy, or begin anew in another run.state_dir"
+                f"{directory}: the log starts at segment {numbers[0]} and no snapshot can be read ({detail});"
+                " restore the directory from a copy, or start a new run in another run.state_dir"
             )
         ledger, position = Ledger(sizes, nonce=nonce), LogPosition(origin, SEGMENT_HEADER_BYTES)
     for number in damaged:
@@ -188,9 +188,9 @@ def _check_sources(directory: Path, theirs: dict[str, int], sizes: dict[str, Sou
     ours = {name: size.rows for name, size in sizes.items()}
     if theirs != ours:
         raise ForeignState(
-            f"the state in {directory} is of other sources: it has {_listed(theirs)}; the config has {_listed(ours)}."
-            " Put the sources and their prompt files back; or, where the change is meant, start with"
-            " --allow-source-changes; or begin anew in another run.state_dir"
+            f"the state in {directory} has other sources: it has {_listed(theirs)}; the config has {_listed(ours)}."
+            " Restore the sources and their prompt files. If the change is intended, start with"
+            " --allow-source-changes, or start a new run in another run.state_dir"
         )
 
 
@@ -238,7 +238,7 @@ def _replay_segment(
         blemishes += isinstance(record, Record) and record.is_blemished
     if blemishes:
         recovery.problems.append(
-            f"{segment.path.name}: bytes that hold nothing were changed beside {blemishes} records; nothing was lost"
+            f"{segment.path.name}: unused bytes next to {blemishes} records were changed; nothing was lost"
         )
     return damage
 
@@ -267,12 +267,14 @@ def _apply(ledger: Ledger, segments: Segments, record: Record, before: LogPositi
                 ledger.move(frame, old, record.place)
             case RecordKind.CONTINUES:
                 if before not in (None, decode_continues(record)):
-                    raise CorruptState(f"the segment before it ended at {decode_continues(record)}, now at {before}")
+                    raise CorruptState(
+                        f"the previous segment ended at {decode_continues(record)}, but now ends at {before}"
+                    )
     except (CheckpointError, CorruptState, FrameError, VersionWentBack, msgspec.MsgspecError) as error:
         return Damage(record.place.offset - RECORD_PREFIX_BYTES, str(error))
     except SourceUnknown as error:  # without a snapshot nothing has told before whose state this is
         raise ForeignState(
-            f"the log is of other sources: {error}. Put the sources and their prompt files back, or begin anew in"
+            f"the log has other sources: {error}. Restore the sources and their prompt files, or start a new run in"
             " another run.state_dir"
         ) from error
     return None
@@ -284,7 +286,7 @@ def _apply_event(ledger: Ledger, segments: Segments, event: Event) -> None:
         return
     data = read_checkpoint(segments.directory, event.name)
     if checkpoint_checksum(segments.directory, event.name) != event.checksum:
-        raise CorruptState(f"checkpoint {event.name!r} is another one than was loaded")
+        raise CorruptState(f"checkpoint {event.name!r} is not the one that was loaded")
     ledger.restore(data["ledger"], segments.frame, event.nonce)
 
 

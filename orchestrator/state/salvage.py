@@ -71,10 +71,10 @@ def cut_off(directory: Path, start: LogPosition, offset: int, end: int) -> str:
         _sync(path, directory)
     except OSError as error:
         raise StateError(
-            f"cannot put what is damaged in {directory} aside: {error.strerror or error}: make space or mend the disk,"
-            " and start again"
+            f"cannot set damaged files in {directory} aside: {error.strerror or error}: make space or repair the disk,"
+            " then start again"
         ) from error
-    return f"{max(0, lost)} bytes from there on were not used, {kept} was kept aside"
+    return f"{max(0, lost)} bytes from there on were not used; {kept} was set aside"
 
 
 def _keep(path: Path, offset: int) -> str:
@@ -121,11 +121,11 @@ def drop_damaged(ledger: Ledger, problems: list[str]) -> list[Event]:
     drops: list[Event] = []
     for i, (source, index, where, reason) in enumerate(list(_damaged(ledger))):
         if i < MAX_NAMED:
-            problems.append(f"group {index} of {source} ({where}) was lost and its prompt runs again: {reason}")
+            problems.append(f"group {index} of {source} ({where}) was lost, and its prompt will run again: {reason}")
         drops.append(Dropped(source=source, group_index=index, reason=DAMAGED, rerun=True))
         ledger.apply(drops[-1])
     if len(drops) > MAX_NAMED:
-        problems.append(f"{len(drops) - MAX_NAMED} more groups were lost; their prompts run again")
+        problems.append(f"{len(drops) - MAX_NAMED} more groups were lost; their prompts will run again")
     trained = [(batch, group) for batch in ledger.unarchived.batches.values() for group in batch.groups.values()]
     lost = [(batch.key.step, group) for batch, group in trained if group.damage is not None]
     for step, group in lost[:MAX_NAMED]:

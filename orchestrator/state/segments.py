@@ -167,7 +167,7 @@ class Segment:
                 " wrote it, or begin anew in another run.state_dir"
             )
         if header != segment_header(self.number, version):
-            raise CorruptState(f"{self.path.name} does not begin as log segment {self.number}")
+            raise CorruptState(f"{self.path.name} does not start like log segment {self.number}")
 
     def _read(self, offset: int) -> Record | str | None:
         """The record at ``offset``; a sentence if it is damaged; ``None`` at the end of the segment."""
@@ -178,7 +178,7 @@ class Segment:
             return "a record's prefix is cut off"
         magic, kind, spare, crc, length = _PREFIX.unpack_from(view, offset)
         if magic != RECORD_MAGIC:
-            return "no record begins here"
+            return "no record starts here"
         begin = offset + RECORD_PREFIX_BYTES
         if length > len(view) - begin:
             return f"a record of {length} bytes is cut off after {len(view) - begin}"
@@ -209,7 +209,7 @@ class Segment:
         if not isinstance(record, Record):
             raise CorruptState(f"{self.path.name}, offset {place.offset}: {record or 'nothing is there'}")
         if record.place != place or record.kind is RecordKind.EVENT:
-            raise CorruptState(f"{self.path.name}, offset {place.offset}: another record is there")
+            raise CorruptState(f"{self.path.name}, offset {place.offset}: there is another record")
         return record.body[MOVED_HEADER_BYTES:] if record.kind is RecordKind.MOVED else record.body
 
 

@@ -117,7 +117,7 @@ def run(folder: Path, *, batches: int, seed: int, only_generations: bool) -> Out
 NAMED: Final = {
     "dead": r"(?i)connect",
     "resets": r"(?i)reset|disconnected|connect",
-    "late": r"come long after|no answer",
+    "late": r"come much later|no answer",
 }
 """What the status says of each."""
 

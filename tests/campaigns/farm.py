@@ -45,7 +45,7 @@ class Server:
 
 
 class Farm:
-    """A process of servers, as the one that tests start, ask, kill and start again; see the module's docstring."""
+    """A process of servers, as the one that tests start, ask, kill then start again; see the module's docstring."""
 
     def __init__(self, *servers: Server, journal: Path | None = None) -> None:
         self.servers = {server.name: server for server in servers}

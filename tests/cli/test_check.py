@@ -111,8 +111,8 @@ def test_what_may_be_meant_is_a_warning(run: Path, capsys: pytest.CaptureFixture
     Path(path).write_text(text)
     assert main(["check", path]) == OK
     shown = capsys.readouterr().out
-    assert "warning: a: 10 prompts for 19 epochs, and the next 40 batches ask for 200 groups of it" in shown
-    assert "warning: b: 5 groups of the longest responses take 368,640 bytes, buffer.bytes is 100,000" in shown
+    assert "warning: a: 10 prompts for 19 epochs, but the next 40 batches need 200 groups of it" in shown
+    assert "warning: b: 5 groups of the longest responses take 368,640 bytes, but buffer.bytes is 100,000" in shown
 
 
 def test_what_fits_exactly_is_right(run: Path) -> None:

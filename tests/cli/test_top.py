@@ -72,7 +72,7 @@ def test_it_follows_a_run_through_a_restart_and_ends_with_a_key(tmp_path: Path) 
             process.wait()
             terminal.shows("no daemon, retrying")
             process.start()
-            terminal.shows("the run goes on at step 1")
+            terminal.shows("resuming at step 1")
             terminal.press("q")
             assert terminal.process.wait(DEADLINE_S) == 0
         finally:

@@ -171,7 +171,7 @@ def test_a_group_is_looked_at_only_when_asked_for() -> None:
 def test_a_reward_that_is_no_finite_number_is_a_frame_error(reward: Any) -> None:
     frame = GroupFrame(encode_group(make_group()))
     frame.header["samples"][0]["reward"] = reward
-    with pytest.raises(FrameError, match="a finite number is expected"):
+    with pytest.raises(FrameError, match="expected a finite number"):
         checks.check_samples(frame, frame.integers("response_offsets"))
 
 

@@ -119,7 +119,9 @@ def test_a_socket_path_of_107_bytes_is_the_longest(tmp_path: Path) -> None:
     base = f"{tmp_path}/"
     longest = base + "s" * (107 - len(base.encode()))
     assert load(tmp_path, MINIMAL + f"consumer: {{socket: {longest}}}\n").consumer.socket == Path(longest)
-    with pytest.raises(ValueError, match=r"consumer\.socket: .* has 108 bytes, a Unix socket's path has at most 107"):
+    with pytest.raises(
+        ValueError, match=r"consumer\.socket: .* has 108 bytes; the path of a Unix socket has at most 107"
+    ):
         load(tmp_path, MINIMAL + f"consumer: {{socket: {longest}s}}\n")
 
 

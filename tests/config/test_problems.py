@@ -77,13 +77,13 @@ rollout:
   lookahead: 2
   num_rollout: 20
 """,
-        "4: rollout.num_rollout: the key stands here twice, first on line 2 (keep one)",
+        "4: rollout.num_rollout: the key is given twice, first on line 2 (keep only one)",
     ),
     "key that is no text": Wrong(
         """
 1: one
 """,
-        "1: the key 1 is not text (put it in quotes if it is meant)",
+        "1: the key 1 is not a string (put it in quotes if it is intended)",
     ),
     "key missing deep inside": Wrong(
         """
@@ -100,34 +100,34 @@ data_sources:
 rollout:
   rollout_batch_size: "32"
 """,
-        '2: rollout.rollout_batch_size: got the text "32", a whole number is expected (leave the quotes away: 32)',
+        '2: rollout.rollout_batch_size: expected a whole number, got the string "32" (remove the quotes: 32)',
     ),
     "true for a number": Wrong(
         """
 rollout: {lookahead: true}
 """,
-        "1: rollout.lookahead: got true, a whole number is expected",
+        "1: rollout.lookahead: expected a whole number, got true",
     ),
     "fraction for a whole number": Wrong(
         """
 rollout:
   num_rollout: 1e3
 """,
-        "2: rollout.num_rollout: got 1000.0, a whole number is expected (write 1000)",
+        "2: rollout.num_rollout: expected a whole number, got 1000.0 (write 1000)",
     ),
     "yes for true": Wrong(
         """
 rollout:
   partial_rollout: yes
 """,
-        '2: rollout.partial_rollout: got the text "yes", true or false is expected (without quotes)',
+        '2: rollout.partial_rollout: expected true or false, got the string "yes" (without quotes)',
     ),
     "number for a text": Wrong(
         """
 run:
   name: 7
 """,
-        "2: run.name: got 7, a text is expected (put it in quotes)",
+        "2: run.name: expected a string, got 7 (put it in quotes)",
     ),
     "below its bound": Wrong(
         """
@@ -149,8 +149,8 @@ sampling: {temperature: .nan}
 engine_defaults: {stall_s: .inf}
 """,
         """
-1: sampling.temperature: is nan (a finite number is expected)
-2: engine_defaults.stall_s: is inf (a finite number is expected)
+1: sampling.temperature: is nan (expected a finite number)
+2: engine_defaults.stall_s: is inf (expected a finite number)
 """,
     ),
     "none of the choices": Wrong(
@@ -161,8 +161,8 @@ logging:
   level: warn
 """,
         """
-2: rollout.failed_sample: got the text "drop" (one of replace, drop_group; did you mean drop_group?)
-4: logging.level: got the text "warn" (one of debug, info, warning, error; did you mean warning?)
+2: rollout.failed_sample: got the string "drop" (one of replace, drop_group; did you mean drop_group?)
+4: logging.level: got the string "warn" (one of debug, info, warning, error; did you mean warning?)
 """,
     ),
     "section without keys": Wrong(
@@ -171,15 +171,15 @@ run:
 sampling: 3
 """,
         """
-1: run: is null (leave the key out for its default, or give it a value)
-2: sampling: got 3, a mapping of keys is expected
+1: run: is null (remove the key to use its default, or give it a value)
+2: sampling: expected a mapping of keys, got 3
 """,
     ),
     "address without a host": Wrong(
         """
 status: {http: 8642}
 """,
-        '1: status.http: got 8642, host and port are expected (write "127.0.0.1:8642", or null to switch it off)',
+        '1: status.http: expected host:port, got 8642 (write "127.0.0.1:8642", or null to switch it off)',
     ),
     # -- engines ------------------------------------------------------------------------------------------------------
     "engine of an unknown kind": Wrong(
@@ -188,14 +188,14 @@ engines:
   - {kind: scripted}
   - {kind: lamacpp, url: "http://127.0.0.1:8080"}
 """,
-        f'3: engines[1].kind: got the text "lamacpp" (known kinds are {ENGINES}; did you mean llamacpp?)',
+        f'3: engines[1].kind: got the string "lamacpp" (known kinds are {ENGINES}; did you mean llamacpp?)',
     ),
     "engine by the name of its server": Wrong(
         """
 engines:
   - {kind: vllm, url: "http://127.0.0.1:8000"}
 """,
-        f'2: engines[0].kind: got the text "vllm" (known kinds are {ENGINES}; did you mean openai?)',
+        f'2: engines[0].kind: got the string "vllm" (known kinds are {ENGINES}; did you mean openai?)',
     ),
     "engine without a kind": Wrong(
         """
@@ -208,7 +208,7 @@ engines:
         """
 engines: []
 """,
-        "1: engines: the list is empty (at least 1: write [{kind: scripted}])",
+        "1: engines: the list is empty (expected at least 1: write [{kind: scripted}])",
     ),
     "URL with a path": Wrong(
         """
@@ -225,21 +225,21 @@ engines:
   - {kind: llamacpp, url: "http://127.0.0.1:8080"}
   - {kind: llamacpp, url: "http://127.0.0.1:8080/"}
 """,
-        "3: engines[1]: '127.0.0.1:8080' is the name of another engine already "
-        "(each server once; for two names of one server write name:)",
+        "3: engines[1]: '127.0.0.1:8080' is already the name of another engine "
+        "(list each server once; to list it twice, set name:)",
     ),
     "no request would ever succeed": Wrong(
         """
 engines: [{kind: scripted, failure_rate: 0.5, hang_rate: 0.5}]
 """,
-        "1: engines: every request would fail: the fault rates add up to 1 (leave some requests without a fault)",
+        "1: engines: every request would fail: the fault rates add up to 1 (use rates that add up to less than 1)",
     ),
-    "a stall would never be noticed": Wrong(
+    "a stall would never be detected": Wrong(
         """
 engine_defaults: {request_timeout_s: 30}
 """,
-        "1: engine_defaults: stall_s is 60, above request_timeout_s (30): a stall would never be noticed "
-        "(stall_s is at most request_timeout_s)",
+        "1: engine_defaults: stall_s is 60, above request_timeout_s (30): a stall would never be detected "
+        "(use a stall_s of at most request_timeout_s)",
     ),
     "response longer than the context": Wrong(
         """
@@ -247,8 +247,8 @@ engines:
   - {kind: embedded, context_tokens: 512}
 sampling: {max_new_tokens: 512}
 """,
-        "3: sampling.max_new_tokens: is 512: with any prompt before it that is more than the 512 tokens of "
-        "engines[0].context_tokens (fewer new tokens, or a larger context)",
+        "3: sampling.max_new_tokens: is 512: together with a prompt, this exceeds the 512 tokens of "
+        "engines[0].context_tokens (use fewer new tokens or a larger context)",
     ),
     "log-probabilities of two kinds": Wrong(
         """
@@ -257,8 +257,8 @@ engines:
   - {kind: llamacpp, url: "http://127.0.0.1:1", logprobs: raw}
   - {kind: llamacpp, url: "http://127.0.0.1:2"}
 """,
-        "2: engines: engines give log-probabilities of different kinds, and sums is drawn at a temperature other than "
-        "1, where they differ (the same logprobs for all engines, or temperature 1)",
+        "2: engines: the engines give different kinds of log-probabilities, and sums uses a temperature other than "
+        "1, at which they differ (use the same logprobs for all engines, or temperature 1)",
     ),
     "log-probabilities that a vLLM does not have, beside a SGLang that has them": Wrong(
         """
@@ -267,8 +267,8 @@ engines:
   - {kind: sglang, url: "http://127.0.0.1:30000"}
   - {kind: openai, url: "http://127.0.0.1:8000"}
 """,
-        "4: engines[1]: it cannot give the log-probabilities that sums asks for: after temperature 0.7 and before "
-        "truncation (write logprobs: raw, or switch top_k, top_p and min_p off, or use temperature 1)",
+        "4: engines[1]: cannot give the log-probabilities that sums needs: after temperature 0.7 and before "
+        "truncation (set logprobs: raw, or turn off top_k, top_p and min_p, or use temperature 1)",
     ),
     "log-probabilities that the engine does not have": Wrong(
         """
@@ -277,8 +277,8 @@ engines:
   - {kind: scripted}
   - {kind: embedded, context_tokens: 4096}
 """,
-        "4: engines[1]: it cannot give the log-probabilities that sums asks for: after temperature 0.7 and before "
-        "truncation (write logprobs: raw, or switch top_k, top_p and min_p off, or use temperature 1)",
+        "4: engines[1]: cannot give the log-probabilities that sums needs: after temperature 0.7 and before "
+        "truncation (set logprobs: raw, or turn off top_k, top_p and min_p, or use temperature 1)",
     ),
     # -- sources ------------------------------------------------------------------------------------------------------
     "no source": Wrong(
@@ -286,7 +286,7 @@ engines:
 data_sources: []
 data_source_weights: []
 """,
-        "1: data_sources: the list is empty (at least 1: write [{name: …, prompts: {path: …}}])",
+        "1: data_sources: the list is empty (expected at least 1: write [{name: …, prompts: {path: …}}])",
     ),
     "name that is no part of a path": Wrong(
         """
@@ -294,8 +294,8 @@ data_sources:
   - name: maths/hard
     prompts: {path: sums.jsonl}
 """,
-        "2: data_sources[0].name: 'maths/hard' cannot be a name (a name is part of metric names and paths: 1 to 64 of "
-        "A-Z a-z 0-9 _ . -, beginning with a letter, a digit or _)",
+        "2: data_sources[0].name: 'maths/hard' cannot be a name (use 1 to 64 of "
+        "A-Z a-z 0-9 _ . -, starting with a letter, a digit or _)",
     ),
     "name twice": Wrong(
         """
@@ -304,7 +304,7 @@ data_sources:
   - {name: sums, prompts: {path: sums.jsonl}}
 data_source_weights: [1, 1]
 """,
-        "3: data_sources[1].name: 'sums' is the name of source 0 already (names are unique)",
+        "3: data_sources[1].name: 'sums' is already the name of source 0 (names must be unique)",
     ),
     "reward that nobody knows": Wrong(
         """
@@ -350,8 +350,8 @@ data_sources: [{name: sums, prompts: {path: sums.jsonl}}]
 data_source_weights: [1]
 """,
         """
-3: engines[1].dialect: chat gives text alone, without token ids, and other engines of this config give tokens \
-(all engines with dialect: chat, or none)
+3: engines[1].dialect: chat gives only text, without token ids, but other engines of this config give tokens \
+(use dialect: chat for all engines or for none)
 """,
     ),
     "address of a reward without its kind": Wrong(
@@ -372,7 +372,7 @@ data_source_weights: [1, 1, 1]
 4: data_sources[0].reward: url is for servers (write kind: http)
 7: data_sources[1].reward: nothing says what scores (path: one of contains, exact_match, math_verify, reasoning_gym, \
 or package.module.f)
-10: data_sources[2].reward.kind: got the text "https" (known kinds are {REWARDS}; did you mean http?)
+10: data_sources[2].reward.kind: got the string "https" (known kinds are {REWARDS}; did you mean http?)
 """,
     ),
     "unknown key of a reward": Wrong(
@@ -392,7 +392,7 @@ data_sources:
     reward: {path: exact_match, group: true}
 """,
         "4: data_sources[0].reward: group: true is given, but exact_match scores each sample by itself "
-        "(group is for functions of all samples of a group)",
+        "(use group only for functions that score all samples of a group)",
     ),
     "reward server whose key is not there": Wrong(
         """
@@ -401,8 +401,8 @@ data_sources:
     prompts: {path: sums.jsonl}
     reward: {kind: http, url: "http://judge:9000/score", api_key_env: NO_SUCH_VARIABLE}
 """,
-        "4: data_sources[0].reward: the environment variable NO_SUCH_VARIABLE holds no key; set it, or leave "
-        "api_key_env out",
+        "4: data_sources[0].reward: the environment variable NO_SUCH_VARIABLE has no key; set it, or "
+        "remove api_key_env",
     ),
     "keys of files at a task, and of tasks at a file": Wrong(
         """
@@ -436,10 +436,10 @@ data_sources:
 data_source_weights: [1, 1, 1, 1]
 """,
         f"""
-3: data_sources[0].prompts.kind: got the text "json" (known kinds are {PROMPTS}; did you mean jsonl?)
-5: data_sources[1].prompts.kind: got the text "csv" (known kinds are {PROMPTS})
+3: data_sources[0].prompts.kind: got the string "json" (known kinds are {PROMPTS}; did you mean jsonl?)
+5: data_sources[1].prompts.kind: got the string "csv" (known kinds are {PROMPTS})
 7: data_sources[2].prompts.path: most.csv: the suffix '.csv' tells no known format; known are .jsonl, .parquet \
-(rename the file, or write its kind beside path)
+(rename the file, or set kind)
 9: data_sources[3].prompts.path: 'chain sum' names no task (write reasoning_gym:TASK, such as reasoning_gym:chain_sum)
 """,
     ),
@@ -465,7 +465,7 @@ data_source_weights: [1, 1, 1, 1]
 6: data_sources[1].reward.path: 'my.rewards.score' is not a built-in reward (built-in are contains, exact_match, \
 math_verify, reasoning_gym)
 9: data_sources[2].reward.path: 'exactmatch' is not a built-in reward (did you mean exact_match?)
-12: data_sources[3].reward.kind: got the text "built_in" (known kinds are {REWARDS}; did you mean builtin?)
+12: data_sources[3].reward.kind: got the string "built_in" (known kinds are {REWARDS}; did you mean builtin?)
 """,
     ),
     "a key of the flat form that does not go with all of its sources": Wrong(
@@ -486,10 +486,10 @@ metrics:
     - {kind: wandb, mode: off}
 """,
         """
-3: metrics.sinks[0].kind: got the text "tensorbord" (known kinds are tensorboard, wandb, mlflow, trackio; did you \
+3: metrics.sinks[0].kind: got the string "tensorbord" (known kinds are tensorboard, wandb, mlflow, trackio; did you \
 mean tensorboard?)
 4: metrics.sinks[1].mod: unknown key (did you mean mode?)
-5: metrics.sinks[2].mode: got the text "off" (one of online, offline; did you mean offline?)
+5: metrics.sinks[2].mode: got the string "off" (one of online, offline; did you mean offline?)
 """,
     ),
     "key for a reward that returns a number": Wrong(
@@ -500,7 +500,7 @@ data_sources:
     reward: {path: contains, key: score}
 """,
         "4: data_sources[0].reward: key 'score' is given, but contains returns a number "
-        "(a key is for functions that return a dictionary)",
+        "(use key only for functions that return a dictionary)",
     ),
     # -- weights ------------------------------------------------------------------------------------------------------
     "weights by name": Wrong(
@@ -508,7 +508,7 @@ data_sources:
 data_source_weights:
   sums: 0.5
 """,
-        "1: data_source_weights: got a mapping, a list is expected: one weight for each source, in their order "
+        "1: data_source_weights: expected a list, one weight for each source, in the same order; got a mapping "
         "(write [0.3, 0.7])",
     ),
     "not as many weights as sources": Wrong(
@@ -517,8 +517,8 @@ data_source_weights: [0.3, 0.7]
 data_source_reward_caps: [null, 0.9]
 """,
         """
-1: data_source_weights: 2 weights for 1 sources (one for each source: 1 in their order)
-2: data_source_reward_caps: 2 caps for 1 sources (one for each source: 1 in their order)
+1: data_source_weights: 2 weights for 1 sources (write one for each source, 1 in all, in the same order)
+2: data_source_reward_caps: 2 caps for 1 sources (write one for each source, 1 in all, in the same order)
 """,
     ),
     "weight below zero": Wrong(
@@ -533,13 +533,13 @@ data_source_weights:
         """
 data_source_weights: ["0.5"]
 """,
-        '1: data_source_weights[0]: got the text "0.5", a weight is expected (leave the quotes away)',
+        '1: data_source_weights[0]: expected a weight, got the string "0.5" (remove the quotes)',
     ),
     "all weights zero": Wrong(
         """
 data_source_weights: [0]
 """,
-        "1: data_source_weights: all weights are 0: no batch could ever be formed (at least one above 0)",
+        "1: data_source_weights: all weights are 0: no batch could ever be formed (at least one must be above 0)",
     ),
     # -- batches that would never come ---------------------------------------------------------------------------------
     "batch larger than what may be in flight": Wrong(
@@ -548,24 +548,24 @@ rollout:
   rollout_batch_size: 32
   over_sampling_batch_size: 31
 """,
-        "3: rollout.over_sampling_batch_size: is 31: a batch of 32 groups could never be in flight and buffered "
-        "(at least rollout_batch_size, 32; or null)",
+        "3: rollout.over_sampling_batch_size: is 31, which is too small for a batch of 32 groups "
+        "(use at least rollout_batch_size, 32, or null)",
     ),
     "filter that has nothing to judge": Wrong(
         """
 rollout: {n_samples_per_prompt: 1}
 dynamic_sampling_filter: check_reward_nonzero_std
 """,
-        "2: dynamic_sampling_filter: check_reward_nonzero_std has nothing to judge: with n_samples_per_prompt 1 a "
-        "group's rewards have no spread (n_samples_per_prompt of at least 2, or null for no filter)",
+        "2: dynamic_sampling_filter: check_reward_nonzero_std drops every group: with n_samples_per_prompt 1 the "
+        "rewards of a group cannot differ (use n_samples_per_prompt of at least 2, or null for no filter)",
     ),
     "filter that drops everything: samples that cannot differ": Wrong(
         """
 sampling: {temperature: 0}
 dynamic_sampling_filter: check_reward_nonzero_std
 """,
-        "2: dynamic_sampling_filter: check_reward_nonzero_std drops every group of sums: with temperature 0 the "
-        "samples of a group are alike (draw with a temperature above 0 and top_k other than 1, or null for no filter)",
+        "2: dynamic_sampling_filter: check_reward_nonzero_std drops every group of sums: with temperature 0 all "
+        "samples of a group are equal (use a temperature above 0 and top_k other than 1, or null for no filter)",
     ),
     "filter and cap that drop everything together": Wrong(
         """
@@ -573,22 +573,22 @@ dynamic_sampling_filter: check_reward_nonzero_std
 data_source_reward_caps: [0]
 """,
         "2: data_source_reward_caps[0]: a cap of 0 drops every group of sums that check_reward_nonzero_std keeps "
-        "(a cap above 0, or null for none)",
+        "(use a cap above 0, or null for none)",
     ),
     # -- paths --------------------------------------------------------------------------------------------------------
     "state where a file stands": Wrong(
         """
 run: {state_dir: sums.jsonl}
 """,
-        "1: run.state_dir: {here}/sums.jsonl is a file, a directory is expected there (another path)",
+        "1: run.state_dir: {here}/sums.jsonl is a file, but must be a directory (use another path)",
     ),
     "log over the prompts": Wrong(
         """
 logging:
   file: ./sums.jsonl
 """,
-        "2: logging.file: {here}/sums.jsonl is the prompts of sums already "
-        "(a file of its own, such as logs/orchestrator.jsonl)",
+        "2: logging.file: {here}/sums.jsonl is already used as the prompts of sums "
+        "(use another file, such as logs/orchestrator.jsonl)",
     ),
     # -- forms --------------------------------------------------------------------------------------------------------
     "both forms": Wrong(
@@ -596,8 +596,8 @@ logging:
 data_sources: [{name: sums, prompts: {path: sums.jsonl}}]
 num_rollout: 200
 """,
-        "2: num_rollout: a key of the flat form beside data_sources "
-        "(use one form: here it is written rollout.num_rollout)",
+        "2: num_rollout: is a key of the flat form, but data_sources is given too "
+        "(use only one form; with data_sources write rollout.num_rollout)",
     ),
     "half of the flat form": Wrong(
         """
@@ -611,7 +611,7 @@ prompt_data: [sums.jsonl, sums.jsonl]
 prompt_data_source_names: [sums]
 data_source_weights: [1, 1]
 """,
-        "2: prompt_data_source_names: 1 names for 2 sources (one for each source: 2 in their order)",
+        "2: prompt_data_source_names: 1 names for 2 sources (write one for each source, 2 in all, in the same order)",
     ),
     "flat key and its section": Wrong(
         """
@@ -620,7 +620,7 @@ prompt_data_source_names: [sums]
 num_rollout: 200
 rollout: {num_rollout: 100}
 """,
-        "3: num_rollout: stands here and under rollout.num_rollout (keep one of the two)",
+        "3: num_rollout: is given here and as rollout.num_rollout (keep only one of them)",
     ),
     "contradiction in the flat form": Wrong(
         """
@@ -629,8 +629,8 @@ prompt_data_source_names: [sums]
 rollout_batch_size: 64
 over_sampling_batch_size: 8
 """,
-        "4: over_sampling_batch_size: is 8: a batch of 64 groups could never be in flight and buffered "
-        "(at least rollout_batch_size, 64; or null)",
+        "4: over_sampling_batch_size: is 8, which is too small for a batch of 64 groups "
+        "(use at least rollout_batch_size, 64, or null)",
     ),
     # -- the tokenizer -------------------------------------------------------------------------------------------------
     "tokenizer that is not there": Wrong(
@@ -645,14 +645,14 @@ tokenizer: {path: gone}
         """
 archive: {path: sums.jsonl}
 """,
-        "1: archive.path: {here}/sums.jsonl is a file, a directory is expected there (another path)",
+        "1: archive.path: {here}/sums.jsonl is a file, but must be a directory (use another path)",
     ),
     "archive in the state": Wrong(
         """
 run: {state_dir: here}
 archive: {path: here}
 """,
-        "2: archive.path: is the same path as run.state_dir (a directory of its own)",
+        "2: archive.path: is the same path as run.state_dir (use another directory)",
     ),
     # -- found by looking at what the config names ---------------------------------------------------------------------
     "prompt file that is not there": Wrong(
@@ -669,8 +669,8 @@ data_sources:
 data_sources:
   - {name: open, prompts: {path: open.jsonl}}
 """,
-        "2: data_sources[0].prompts.path: row 0 has no label, which exact_match compares with: no response of it could "
-        "be scored (name the key that holds it: prompts.label_key; or use a reward that needs no label)",
+        "2: data_sources[0].prompts.path: row 0 has no label, which exact_match compares with: its responses could not "
+        "be scored (set prompts.label_key to the key that holds it, or use a reward that needs no label)",
     ),
     "buffer below what a coming batch takes": Wrong(
         """
@@ -683,7 +683,8 @@ data_sources:
       groups: 7
 data_source_weights: [1, "lambda step: min(step, 4)"]
 """,
-        "7: data_sources[1].buffer.groups: is 7, but the batch of step 4 takes 8 groups of more (at least 8; or null)",
+        "7: data_sources[1].buffer.groups: is 7, but the batch of step 4 needs 8 groups of more "
+        "(use at least 8, or null)",
     ),
 }
 

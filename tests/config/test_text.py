@@ -20,24 +20,24 @@ BILLION_LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"", "{file}: the file is empty (config/minimal.yaml is an example to begin with)"),
-        (b"# only a comment\n", "{file}: the file is empty (config/minimal.yaml is an example to begin with)"),
-        (b"- a\n- b\n", "{file}:1: a list stands at the top (keys such as `engines:` are expected there)"),
-        (b"hello", "{file}:1: a single value stands at the top (keys such as `engines:` are expected there)"),
+        (b"", "{file}: the file is empty (start from config/minimal.yaml)"),
+        (b"# only a comment\n", "{file}: the file is empty (start from config/minimal.yaml)"),
+        (b"- a\n- b\n", "{file}:1: the top level is a list (expected keys such as `engines:`)"),
+        (b"hello", "{file}:1: the top level is a single value (expected keys such as `engines:`)"),
         (b"run: {\nname: x\n", "{file}:3: this is not YAML: expected ',' or '}', but got '<stream end>'"),
         (b"run:\n\tname: x\n", "{file}:2: this is not YAML: found character '\\t' that cannot start any token (indent"),
         (b"a: 1\n---\nb: 2\n", "{file}:2: this is not YAML: but found another document"),
         (b"run:\n  name: caf\xe9\n", "{file}:2: byte 0xe9 is not UTF-8 (save the file as UTF-8)"),
         (b"run: !!python/object:os.system x\n", "{file}:1: this is not YAML: could not determine a constructor"),
         (b"run: \x01\n", "{file}: this is not YAML: unacceptable character"),
-        (b'a: 1\nb: ["\\ud83d\\ude00"]\n', "{file}:2: an escape stands for half a character (write \\UXXXXXXXX"),
-        (b'"\\ud83d": 1\n', "{file}:1: an escape stands for half a character"),
+        (b'a: 1\nb: ["\\ud83d\\ude00"]\n', "{file}:2: an escape is half of a character (write \\UXXXXXXXX"),
+        (b'"\\ud83d": 1\n', "{file}:1: an escape is half of a character"),
         (b"a: 2024-13-01\n", "{file}: a value does not fit its type: month must be in 1..12 (put it in quotes if"),
         (b"[" * 5000, "{file}: the file is nested more than 50 levels deep"),
         (b"a: " + b"[" * 60 + b"]" * 60, "{file}:1: the file is nested more than 50 levels deep"),
         (b"a: &a [*a]\n", "{file}:1: the file is nested more than 50 levels deep"),
-        (BILLION_LAUGHS.encode(), "{file}: the file stands for more than 100000 values; are its aliases meant?"),
-        (b"#" * (MAX_FILE_BYTES + 1), "{file}: the file has more than 1048576 bytes; a config file is smaller"),
+        (BILLION_LAUGHS.encode(), "{file}: the file expands to more than 100000 values; check its aliases"),
+        (b"#" * (MAX_FILE_BYTES + 1), "{file}: the file has more than 1048576 bytes; is this a config file?"),
         (b"a: " + b"9" * 5000, "{file}: a value does not fit its type: Exceeds the limit"),
     ],
     ids=lambda value: repr(value[:24]) if isinstance(value, bytes) else "",
@@ -51,9 +51,9 @@ def test_a_file_that_cannot_be_read_as_a_config(tmp_path: Path, content: bytes, 
 
 
 def test_a_missing_file_and_a_directory(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot be read: No such file or directory"):
+    with pytest.raises(ConfigError, match="cannot read the config file: No such file or directory"):
         load_config(tmp_path / "away.yaml")
-    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+    with pytest.raises(ConfigError, match="cannot read the config file: Is a directory"):
         load_config(tmp_path)
 
 

@@ -46,7 +46,7 @@ def test_a_pause_and_its_end_are_recorded_and_told_once(tmp_path: Path) -> None:
             client.pause("hard")
         assert process.stop() == 0
         told = [line["message"] for line in process.log if "by an operator" in line["message"]]
-    assert [line.split(" from ")[0] for line in told] == ["easy is paused", "easy takes part again", "hard is paused"]
+    assert [line.split(" from ")[0] for line in told] == ["easy is paused", "easy is resumed", "hard is paused"]
     assert [tag for tag in recorded(tmp_path / "state") if tag in ("pause", "resume")] == ["pause", "resume", "pause"]
 
 
@@ -55,13 +55,13 @@ def test_the_methods_are_those_of_the_protocol_page(tmp_path: Path) -> None:
         process.connect().close()
         with (
             ProtocolClient(str(process.socket)) as client,
-            pytest.raises(Refused, match="no method 'train'") as refused,
+            pytest.raises(Refused, match="unknown method 'train'") as refused,
         ):
             client.request("train")
     rows = re.findall(r"^\| (`[a-z_]+`(?:, `[a-z_]+`)*) \|[^|]*\|[^|]*\|[^|]*\|$", METHODS, re.MULTILINE)
     assert len(rows) > 15
     documented = {name.strip("`") for row in rows for name in row.split(", ")}
-    assert set(str(refused.value).partition("there are ")[2].split(", ")) == documented
+    assert set(str(refused.value).partition("use one of ")[2].split(", ")) == documented
 
 
 def test_what_is_done_to_a_run_is_recorded_by_its_control_alone() -> None:

@@ -189,7 +189,7 @@ def test_engines_come_and_go_by_command_and_that_survives_a_crash(tmp_path: Path
             refused = run_cli("engines", "add", "{kind: scriptd}", "--socket", sock, cwd=tmp_path)
             assert refused.returncode == 1
             assert "scripted" in refused.stderr
-            with pytest.raises(BadRequest, match="'three' is the name of another engine already"):
+            with pytest.raises(BadRequest, match="'three' is already the name of another engine"):
                 client.add_engine({"kind": "scripted", "name": "three"})
             with pytest.raises(BadRequest, match="no engine 'two'; there are one, three"):
                 client.remove_engine("two")

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.timeout(120)
 IMPATIENT = {"starvation": {"policy": "wait", "patience_s": 0}}
 """The watchdog looks as often as it may: every FIRST_WORD_S."""
 
-WAITED = re.compile(r"a batch is waited for since \d+ s: ")
+WAITED = re.compile(r"waiting \d+ s for a batch: ")
 DEADLINE_S = 30.0
 
 
@@ -167,7 +167,7 @@ def test_what_people_and_trainers_do_is_named(tmp_path: Path, browser_if_any: Br
         person.set_weight("easy", None)
         person.resume("hard")
         leases = [trainer.get_batch(timeout_s=30), trainer.get_batch(timeout_s=30)]
-        there = [line["message"] for line in run.process.log if "is there after" in line["message"]]
+        there = [line["message"] for line in run.process.log if "is ready after" in line["message"]]
         assert len(there) == 1, "the end of the wait is told of too"
 
         pid = person.status()["leases"][0]["held_by_pid"]
@@ -181,7 +181,7 @@ def test_what_people_and_trainers_do_is_named(tmp_path: Path, browser_if_any: Br
         trainer.close()
         run.trainer = run.process.connect(rank=0, world_size=2)
         run.trainer.ack(run.trainer.get_batch(timeout_s=30).lease)
-        run.says(r"[Ss]tep 2 is not taken by rank 1 of 2 yet")
+        run.says(r"[Ss]tep 2 has not been taken by rank 1 of 2 yet")
         with run.process.connect(rank=1, world_size=2) as other:
             other.ack(other.get_batch(timeout_s=30).lease)
         run.trainer.close()

@@ -157,7 +157,7 @@ async def test_what_is_refused_leaves_no_trace() -> None:
     async with scene.running() as intake:
         unfinished = outside()
         unfinished.samples[1].reward = None
-        for bad, why in ((outside(n=3), "2 samples, this one has 3"), (unfinished, "sample 1 is completed; all")):
+        for bad, why in ((outside(n=3), "2 samples, but this one has 3"), (unfinished, "sample 1 is completed; every")):
             with pytest.raises(BadRequest, match=why):
                 intake.push(bad)
         scene.journal.record(SourcePaused("pushed"))
@@ -172,7 +172,7 @@ async def test_what_is_refused_leaves_no_trace() -> None:
         for _ in range(bound):
             intake.push(outside())
         before = list(scene.journal.records)
-        with pytest.raises(SourceFull, match=f"{bound} groups in flight and buffered, at most {bound} are allowed"):
+        with pytest.raises(SourceFull, match=f"{bound} groups in flight and buffered; at most {bound} are allowed"):
             intake.push(outside())
         assert scene.journal.records == before
 

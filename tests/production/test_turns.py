@@ -301,7 +301,7 @@ def test_the_answers_of_tools_have_no_age() -> None:
     assert not is_stale(5, sample.oldest_version, 1)
     assert newest_version(sample.versions) == 4, "what came last is nobody's"
     assert newest_version([[NO_VERSION, 2]]) is None
-    with pytest.raises(ValueError, match="at least one token"):
+    with pytest.raises(ValueError, match="must not be empty"):
         sample.append_context([])
 
 

@@ -136,7 +136,7 @@ BAD_PROMPTS = [
     ([], "'prompt' is empty"),
     ([1, -1], r"'prompt'\[1\] is not a token id"),
     ([1, 2**31], r"'prompt'\[1\] is not a token id"),
-    (["a"], "a list that begins with a text"),
+    (["a"], "a list that starts with a text"),
     ([{"content": "x"}], r"'prompt'\[0\] has no 'role'"),
     ([{"role": "user", "content": 1}], "a text, a list of parts or null is expected"),
 ]

@@ -59,7 +59,7 @@ async def test_everything_else_is_an_error_for_the_whole_group(function: str) ->
         "dict of a number": "of type float; for a group a list",
         "scalar array": "for a group a list",
         "nan inside": "returned nan; a finite number",
-        "text inside": "of type str; a number is expected",
+        "text inside": "of type str; expected a number",
     }
     async with reward_of(function, group=True, key="score") as reward:
         for label, said in bad.items():

@@ -132,7 +132,7 @@ async def test_wrong_answers_are_errors_and_never_a_number(options: dict[str, An
 
 
 async def test_a_key_of_the_environment_is_sent_and_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="JUDGE_KEY holds no key"):
+    with pytest.raises(ValueError, match="JUDGE_KEY has no key"):
         build_reward(kind="http", url="http://127.0.0.1:1/x", api_key_env="JUDGE_KEY")
     monkeypatch.setenv("JUDGE_KEY", "s3cret")
     heads: list[bytes] = []

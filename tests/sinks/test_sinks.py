@@ -74,7 +74,7 @@ def taken(folder: Path) -> list[Any]:
     ("mood", "said"),
     [
         ("hang", "no answer within 0.5 s; its worker process was killed"),
-        ("die", "was ended by signal 9"),
+        ("die", "was killed by signal 9"),
         ("no room on the server", "no room on the server"),
     ],
 )

@@ -1,4 +1,4 @@
-"""A real daemon in a process of its own, for tests that start, ask, kill and start again."""
+"""A real daemon in a process of its own, for tests that start, ask, kill then start again."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ class ServiceProcess:
                     start_new_session=True,
                 )
             except OSError as error:  # too many processes or open files: data, not the end of the daemon
-                raise ProcessFailed(f"its worker process cannot be started: {error}") from error
+                raise ProcessFailed(f"cannot start its worker process: {error}") from error
         started = cls(process)
         ready = False
         try:
@@ -132,10 +132,10 @@ class ServiceProcess:
         if code is None:
             how = "closed its pipes"
         elif code < 0:
-            how = f"was ended by signal {-code} ({signal.strsignal(-code)})"
+            how = f"was killed by signal {-code} ({signal.strsignal(-code)})"
         else:
             how = f"exited with code {code}"
         return f"its worker process {how} before it answered"
 
 
-NOT_AN_ANSWER: Final = "something that is no answer came from its worker process"
+NOT_AN_ANSWER: Final = "its worker process sent something that is not an answer"

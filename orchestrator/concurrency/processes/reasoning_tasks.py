@@ -84,6 +84,8 @@ def _dataset(spec: TaskSpec) -> Any:
         return reasoning_gym.create_dataset(spec.task, seed=spec.seed, size=spec.size, **spec.options)
     except TypeError as error:
         known = [name for name in DATASETS[spec.task][1].__dataclass_fields__ if name not in ("seed", "size")]
-        raise BadTask(f"the task {spec.task} takes no such options: {error}; it has {', '.join(known)}") from error
+        raise BadTask(
+            f"the task {spec.task} does not accept these options: {error}; it has {', '.join(known)}"
+        ) from error
     except (AssertionError, ValueError) as error:
-        raise BadTask(f"the task {spec.task} refuses its options: {error}") from error
+        raise BadTask(f"the task {spec.task} rejects its options: {error}") from error

@@ -142,7 +142,7 @@ class BatchMethods:
             "groups": len(groups),
         }
         self._routine.info(
-            f"step {batch.step} is handed out to rank {handout.share.rank}, process {handout.holder.pid}",
+            f"step {batch.step} was handed out to rank {handout.share.rank}, process {handout.holder.pid}",
             dataset="step.lease",
             action="handed_out",
             pid=handout.holder.pid,
@@ -168,7 +168,7 @@ class BatchMethods:
 
     async def _nack(self, _: Connection, params: m.Nack) -> Answer:
         self._handouts.nack(params.lease, discard=params.discard)
-        await kept(self._store, "the batch is given back" if not params.discard else "the batch is dropped")
+        await kept(self._store, "the batch is returned" if not params.discard else "the batch is dropped")
         return Answer({})
 
     async def _cancel(self, connection: Connection, params: m.Cancel) -> Answer:

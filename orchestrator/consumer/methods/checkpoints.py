@@ -69,21 +69,21 @@ class CheckpointMethods:
         with anyio.move_on_after(SAVE_DEADLINE_S):
             return Answer({"step": await self._control.save(params.name, params.trained_through)})
         raise NotWritten(
-            f"checkpoint {params.name!r} is not saved after {SAVE_DEADLINE_S:g} s, and one of that name is as it was;"
-            " what it acknowledges is in force; see status.state.fault"
+            f"checkpoint {params.name!r} was not saved within {SAVE_DEADLINE_S:g} s. An older one of that name is"
+            " unchanged. Batches that it acknowledges stay acknowledged; see status.state.fault"
         )
 
     async def _load(self, _: Connection, params: m.Load) -> Answer:
         with anyio.move_on_after(READ_DEADLINE_S):
             return Answer({"step": await self._control.load(params.name)})
-        raise StateError(f"checkpoint {params.name!r} cannot be read within {READ_DEADLINE_S:g} s; nothing has changed")
+        raise StateError(f"checkpoint {params.name!r} was not read within {READ_DEADLINE_S:g} s; nothing changed")
 
     async def _checkpoints(self, _: Connection, __: m.NoParams) -> Answer:
         with anyio.move_on_after(READ_DEADLINE_S):
             return Answer({"checkpoints": await self._control.checkpoints()})
-        raise StateError(f"the checkpoints cannot be read within {READ_DEADLINE_S:g} s")
+        raise StateError(f"the checkpoints were not read within {READ_DEADLINE_S:g} s")
 
     async def _verify(self, _: Connection, params: m.VerifyCheckpoints) -> Answer:
         with anyio.move_on_after(READ_DEADLINE_S):
             return Answer({"problems": await self._control.verify(params.name)})
-        raise StateError(f"the checkpoints cannot be read within {READ_DEADLINE_S:g} s: name one of them")
+        raise StateError(f"the checkpoints were not read within {READ_DEADLINE_S:g} s: verify one of them by name")

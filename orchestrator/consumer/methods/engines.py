@@ -127,7 +127,7 @@ class EngineMethods:
             case m.Engines(action="remove", name=str() as name):
                 result["in_flight"] = self._control.remove(name)
             case m.Engines(action=action):
-                needs = "engine, one as a config file says it" if action == "add" else "name, that of an engine"
+                needs = "`engine`, written as in a config file" if action == "add" else "`name`, the name of an engine"
                 raise BadRequest(f"engines: {action} needs {needs}")
         engines = self._control.engines()
         await kept(self._journal, f"engines: {params.action} is done", data={**result, "engines": engines})

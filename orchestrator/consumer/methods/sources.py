@@ -80,7 +80,7 @@ class SourceMethods:
             case m.Sources(action="restore", name=str() as name):
                 await self._control.restore(name)
             case m.Sources(action="add"):
-                raise BadRequest("sources: add needs source, one as a config file says it, and weight")
+                raise BadRequest("sources: add needs `source`, written as in a config file, and `weight`")
             case m.Sources(action=action):
-                raise BadRequest(f"sources: {action} needs name, that of a source")
+                raise BadRequest(f"sources: {action} needs `name`, the name of a source")
         return Answer({"sources": self._control.sources(), "step": self._ledger.step})

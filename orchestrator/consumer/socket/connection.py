@@ -158,7 +158,7 @@ class Connection:
         except* ConnectionError as errors:
             self._log.debug(f"connection of process {self.holder.pid} ended: {errors.exceptions[0]}")
         except* TimeoutError as errors:
-            self._log.warning("stalled", f"process {self.holder.pid} was cut off: {errors.exceptions[0]}")
+            self._log.warning("stalled", f"process {self.holder.pid} was disconnected: {errors.exceptions[0]}")
             self._writer.transport.abort()
 
     async def hang_up(self) -> None:
@@ -181,7 +181,7 @@ class Connection:
                 return
             self.last_request_at = anyio.current_time()
             if len(self._pending) >= MAX_PENDING_REQUESTS or request.id in self._pending:
-                why = f"request id {request.id} is pending already, or more than {MAX_PENDING_REQUESTS} requests are"
+                why = f"request id {request.id} is already pending, or more than {MAX_PENDING_REQUESTS} requests are"
                 await self._send_queue.send(error_frame(request.id, BadRequest(f"{why}: wait for an answer first")))
                 continue
             scope = self._pending[request.id] = anyio.CancelScope()
@@ -199,7 +199,7 @@ class Connection:
                 return await self._read_frame(first)
         except asyncio.IncompleteReadError:
             return None
-        raise FrameError(f"a frame that had begun was not finished within {FRAME_DEADLINE_S:g} s")
+        raise FrameError(f"a frame was not completed within {FRAME_DEADLINE_S:g} s")
 
     async def _read_frame(self, first: bytes) -> Request:
         rest = await self._reader.readexactly(PREFIX_BYTES - len(first))
@@ -218,7 +218,7 @@ class Connection:
                 reply = await self._reply(request)
             self._pending[request.id] = None
             if reply is None:
-                reply = _Reply(error_frame(request.id, RequestCancelled(f"request {request.id} was given up")))
+                reply = _Reply(error_frame(request.id, RequestCancelled(f"request {request.id} was cancelled")))
             await self._send(reply)
             if reply.lease is not None:
                 self.delivered.add(reply.lease)
@@ -240,11 +240,11 @@ class Connection:
         except OrchestratorError as error:
             return _Reply(error_frame(request.id, error))
         except OSError as error:
-            return _Reply(error_frame(request.id, StateError(f"{request.method[:80]}: {error}: see the daemon's log")))
+            return _Reply(error_frame(request.id, StateError(f"{request.method[:80]}: {error}; see the daemon's log")))
         except Exception as error:  # noqa: BLE001 - one request's defect must not end a run of days; it is logged
             self._log.exception(f"the request {request.method[:80]!r} of process {self.holder.pid} failed")
-            what = f"{request.method[:80]} failed for a reason that is a defect of the daemon ({type(error).__name__})"
-            return _Reply(error_frame(request.id, OrchestratorError(f"{what}: see its log")))
+            what = f"{request.method[:80]} failed because of a bug in the daemon ({type(error).__name__})"
+            return _Reply(error_frame(request.id, OrchestratorError(f"{what}; see its log")))
 
     def _encoded(self, request_id: int, answer: Answer) -> _Reply:
         """The answer as a frame.

@@ -77,7 +77,7 @@ async def listen(path: Path, *, mode: int = PRIVATE_MODE) -> Listener:
                 return await anyio.to_thread.run_sync(partial(_listen, path, mode))
             except _NotOurTurn:
                 await anyio.sleep(TURN_RETRY_S)
-    raise AlreadyRunning(f"another process holds a lock on {path.parent}: is another daemon starting there?")
+    raise AlreadyRunning(f"another process holds a lock on {path.parent}; is another daemon starting there?")
 
 
 def _identity(path: Path) -> tuple[int, int]:
@@ -141,7 +141,7 @@ def _remove_stale(path: Path) -> None:
     if not path.exists() and not path.is_symlink():
         return
     if not path.is_socket():
-        raise StateError(f"{path} is there and is no socket: remove it, or change consumer.socket")
+        raise StateError(f"{path} exists and is not a socket: remove it, or change consumer.socket")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(PROBE_S)
         try:

@@ -51,7 +51,7 @@ def check_user(peer: Peer, allowed: frozenset[int]) -> None:
     if peer.uid not in allowed:
         users = ", ".join(map(str, sorted(allowed)))
         raise NotAllowed(
-            f"user id {peer.uid} may not use this socket, {users} may: see consumer.allow_uids",
+            f"user id {peer.uid} may not use this socket, only {users} may; see consumer.allow_uids",
             data={"uid": peer.uid},
         )
 
@@ -75,8 +75,8 @@ def to_make_room(connections: Iterable[Connection], holds_nothing: Callable[[Con
 def evicted(limit: int) -> TooManyConnections:
     """What a connection is told that was closed for another."""
     return TooManyConnections(
-        f"closed to make room for another: {limit} connections were open, and of those that hold nothing this one was"
-        " silent for longest; connect again, or see consumer.max_connections"
+        f"closed for a new connection: {limit} connections were open, and this one was idle for longest;"
+        " reconnect, or raise consumer.max_connections"
     )
 
 

@@ -60,12 +60,12 @@ def _check_shape(header: bytes) -> None:
         return
     bare = _STRING.sub(b"", header)
     if (values := _values(bare)) > MAX_REQUEST_VALUES:
-        raise FrameError(f"a header of about {values} keys and values, at most {MAX_REQUEST_VALUES} are allowed")
+        raise FrameError(f"a header of about {values} keys and values; at most {MAX_REQUEST_VALUES} are allowed")
     depth = 0
     for bracket in _BRACKET.findall(bare):
         depth += 1 if bracket in b"[{" else -1
         if depth > MAX_REQUEST_DEPTH:
-            raise FrameError(f"a header of more than {MAX_REQUEST_DEPTH} objects and lists within each other")
+            raise FrameError(f"a header nested more than {MAX_REQUEST_DEPTH} levels deep")
 
 
 def _values(text: bytes) -> int:

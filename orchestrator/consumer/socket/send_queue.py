@@ -92,4 +92,4 @@ class SendQueue:
             before, left = left, transport.get_write_buffer_size()
             stalled_s = stalled_s + SEND_STALL_S if left >= before else 0.0
             if stalled_s >= (SEND_STALL_AT_WORK_S if self._is_at_work() else SEND_STALL_S):
-                raise TimeoutError(f"{left} bytes wait for a client that has taken none for {stalled_s:g} s")
+                raise TimeoutError(f"{left} bytes wait for a client that has read nothing for {stalled_s:g} s")

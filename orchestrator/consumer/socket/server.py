@@ -120,7 +120,7 @@ class ConsumerServer:
             except OSError as error:
                 if error.errno not in _PASSING:
                     raise
-                self._log.warning("shortage", f"a connection cannot be accepted yet: {error.strerror}")
+                self._log.warning("shortage", f"cannot accept a connection, will retry: {error.strerror}")
                 self._make_room()
                 await anyio.sleep(ACCEPT_RETRY_S)
 
@@ -161,7 +161,7 @@ class ConsumerServer:
         connection = to_make_room(self._served.values(), self._service.holds_nothing)
         if connection is None or self._leaving >= MAX_LEAVING:
             return False
-        self._log.warning("evicted", f"the connection of process {connection.holder.pid} is closed for another")
+        self._log.warning("evicted", f"closing the connection of process {connection.holder.pid} for a new one")
         self._leave(connection)
         connection.close(evicted(self._max_connections))
         return True

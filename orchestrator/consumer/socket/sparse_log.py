@@ -46,4 +46,4 @@ class SparseLog:
             return
         self._next[kind] = now + INTERVAL_S
         left_out = self._left_out.pop(kind, 0)
-        self._log.warning(f"{message} (and {left_out} more like it before)" if left_out else message)
+        self._log.warning(f"{message} ({left_out} similar lines were left out)" if left_out else message)

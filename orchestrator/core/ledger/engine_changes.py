@@ -92,7 +92,12 @@ class EngineChanges:
                 outdated.append((EngineDrained(name, False), _ENDS.format(name=name, what="drained")))
         for name, options in self.added.items():
             if name in in_file:
-                outdated.append((EngineRemoved(name), f"engine {name}, added at run time, is now that of the file"))
+                outdated.append(
+                    (
+                        EngineRemoved(name),
+                        f"engine {name}, which was added at run time, is replaced by that of the config file",
+                    )
+                )
             else:
                 engines[name] = options
         return StartingEngines(engines, draining & engines.keys(), outdated)
@@ -121,4 +126,4 @@ class EngineChanges:
         self.draining = dict(data.get("draining", {}))
 
 
-_ENDS = "engine {name} was {what} at run time: that ends, because the config file now says something else of it"
+_ENDS = "engine {name} was {what} at run time. This no longer applies, because the config file has changed it"

@@ -124,7 +124,7 @@ class StoredGroup:
         try:
             group = cls.from_frame(frame_at(place), place)
             if has_identity and [group.group_index, *group.prompt] != [entry[1], *entry[2]]:
-                raise CorruptState(f"{place} holds group {group.group_index} where group {entry[1]} should be")
+                raise CorruptState(f"{place} has group {group.group_index} instead of group {entry[1]}")
         except (CorruptState, FrameError) as error:
             if not has_identity:
                 raise
@@ -207,7 +207,7 @@ class InFlight:
                 frame = frame_at(Place(*place))
                 owner = GroupFrame(frame).header["group_index"]
                 if owner != self.group_index:
-                    raise CorruptState(f"{Place(*place)} holds a part of group {owner}")
+                    raise CorruptState(f"{Place(*place)} belongs to group {owner}")
             except (CorruptState, FrameError) as error:
                 self.damage = str(error)
             else:

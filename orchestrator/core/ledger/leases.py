@@ -66,7 +66,7 @@ def check_split(count: int, world_size: int) -> None:
     """Raise ``BadWorldSize`` where that many groups cannot be shared equally."""
     if world_size < 1 or count % world_size:
         raise BadWorldSize(
-            f"{count} groups cannot be shared equally among {world_size} ranks: use a world_size that divides"
+            f"{count} groups cannot be divided equally among {world_size} ranks: use a world_size that divides"
             " rollout_batch_size"
         )
 
@@ -122,17 +122,17 @@ class Leases:
         """
         nonce, _, rest = lease.partition(".")
         if nonce != self.nonce or (numbers := _NUMBERS.fullmatch(rest)) is None:
-            raise LeaseUnknown(f"lease {lease[:80]!r} is not of this run; ask for a new batch")
+            raise LeaseUnknown(f"lease {lease[:80]!r} is not from this run; get a new batch")
         step, split, rank = map(int, numbers.groups())
         if step >= next_step:
-            raise LeaseUnknown(f"lease {lease!r} is of step {step}, which has no batch yet")
+            raise LeaseUnknown(f"lease {lease!r} is for step {step}, which has no batch yet")
         batch = self.batches.get(step)
         if batch is None:
             return None
         if (split, rank) in batch.done:
             return None
         if batch.split != split or rank >= batch.world_size:
-            raise LeaseUnknown(f"lease {lease!r} ended when its batch was shared out anew; ask for a new batch")
+            raise LeaseUnknown(f"lease {lease!r} ended when its batch was divided among other ranks; get a new batch")
         share = batch.shares[rank]
         return None if share.is_done else (batch, share)
 

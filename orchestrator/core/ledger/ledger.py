@@ -120,7 +120,7 @@ class Ledger:
         try:
             return self.sources[name]
         except KeyError:
-            raise SourceUnknown(f"no source {name!r}; there are {', '.join(self.sources)}") from None
+            raise SourceUnknown(f"no source {name!r}; the sources are {', '.join(self.sources)}") from None
 
     def next_launch(self, source: str, n: int, row_at: Callable[[int, int], int]) -> Launched | None:
         """The event that would launch the source's next prompt; ``None`` if it has none. Changes nothing."""
@@ -158,13 +158,13 @@ class Ledger:
         """Change the state as the event says.
 
         Raises:
-            CorruptState: the event does not fit the state; the log is damaged.
+            CorruptState: the event does not match the state; the log is damaged.
             VersionWentBack: a policy version below the one in force.
         """
         try:
             self._handlers[type(event)](event)
         except (KeyError, IndexError) as error:
-            raise CorruptState(f"the record {event!r} does not fit the state: {error!r} is missing") from error
+            raise CorruptState(f"the record {event!r} does not match the state: {error!r} is missing") from error
         if not isinstance(event, _NO_PLAN):
             self._plan_may_change(event)
 
@@ -192,7 +192,7 @@ class Ledger:
         header = GroupFrame(frame).header
         launched = self.source(header["source"]).in_flight.get(header["group_index"])
         if launched is None:
-            raise CorruptState(f"a partial rollout of group {header['group_index']}, which is not in flight")
+            raise CorruptState(f"a partial rollout is for group {header['group_index']}, which is not in flight")
         if header["start"] == 0:  # the sample began anew: what was kept of it is void
             launched.partials = [p for p in launched.partials if GroupFrame(p[1]).header["slot"] != header["slot"]]
         launched.partials.append((place, frame))
@@ -221,7 +221,7 @@ class Ledger:
 
     def _launched(self, event: Launched) -> None:
         if event.group_index != self.next_group:
-            raise CorruptState(f"group {event.group_index} was launched where {self.next_group} is next")
+            raise CorruptState(f"group {event.group_index} was launched, but {self.next_group} is next")
         launched = InFlight(
             source=event.source,
             group_index=event.group_index,
@@ -242,7 +242,7 @@ class Ledger:
 
     def _batch_formed(self, event: BatchFormed) -> None:
         if event.step != self.step:
-            raise CorruptState(f"a batch of step {event.step} where step {self.step} is next")
+            raise CorruptState(f"a batch is for step {event.step}, but step {self.step} is next")
         taken: dict[str, list[int]] = {name: [] for name in self.sources}
         wanted = {index for share in event.shares for index in share}
         owner = {index: name for name, state in self.sources.items() for index in state.ready.keys() & wanted}
@@ -282,7 +282,7 @@ class Ledger:
     def _version_set(self, event: VersionSet) -> None:
         if event.version < self.policy_version:
             raise VersionWentBack(
-                f"policy version {event.version} is below {self.policy_version}, which is in force; versions only rise"
+                f"policy version {event.version} is below {self.policy_version}, the current one; it must not decrease"
             )
         self.policy_version = event.version
         self.version_was_set = True

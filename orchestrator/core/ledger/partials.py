@@ -80,7 +80,8 @@ def merge_partial(sample: Sample, frame: GroupFrame) -> None:
         sample.clear()
     if start != len(sample.tokens):
         raise FrameError(
-            f"group {header['group_index']}: a partial rollout goes on at token {start}, {len(sample.tokens)} are known"
+            f"group {header['group_index']}: a partial rollout continues at token {start},"
+            f" but {len(sample.tokens)} are known"
         )
     tokens: list[int] = frame.column("response_tokens").tolist()
     logprobs: list[float] | None = frame.column("logprobs").tolist() if "logprobs" in frame else None

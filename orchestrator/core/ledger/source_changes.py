@@ -43,14 +43,14 @@ class SourceChanges:
             in_file: what the file says of each source, by name.
         """
         found = {
-            name: f"source {name}, added at run time, is now that of the config file"
+            name: f"source {name}, which was added at run time, is replaced by that of the config file"
             for name in self.added
             if name in in_file
         }
         for name, options in self.removed.items():
             if in_file.get(name) != options:
                 found[name] = (
-                    f"source {name} was removed at run time: that ends, because the config file now says something else"
+                    f"source {name} was removed at run time. This no longer applies, because the config file changed"
                 )
         return found
 

@@ -97,7 +97,7 @@ class SourceState:
         """
         if rerun:
             if not self.rerun or self.rerun[0] != launched.prompt:
-                raise CorruptState(f"source {self.name}: group {launched.group_index} runs a prompt that is not queued")
+                raise CorruptState(f"source {self.name}: group {launched.group_index} uses a prompt that is not queued")
             self.rerun.popleft()
         else:
             self.position += 1

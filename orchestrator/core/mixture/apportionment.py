@@ -105,15 +105,15 @@ def _check(
     lengths = [len(values) for values in (shares, carry, active, limits) if values is not None]
     if min(lengths) != max(lengths):
         found = ", ".join(map(str, lengths))
-        raise ValueError(f"shares, carry, active and limits have one entry a source, not {found}")
+        raise ValueError(f"shares, carry, active and limits need one entry per source, not {found}")
     if size < 1:
-        raise ValueError(f"a batch has at least 1 group, not {size}")
+        raise ValueError(f"a batch needs at least 1 group, not {size}")
     if not (all(map(math.isfinite, shares)) and min(shares, default=0.0) >= 0.0):
-        raise ValueError(f"shares are finite and at least 0, not {list(shares)}")
+        raise ValueError(f"shares must be finite and at least 0, not {list(shares)}")
     if not all(map(math.isfinite, carry)):
-        raise ValueError(f"carries are finite, not {list(carry)}")
+        raise ValueError(f"carries must be finite, not {list(carry)}")
     if limits is not None and any(limit is not None and limit < 0 for limit in limits):
-        raise ValueError(f"limits are at least 0, not {list(limits)}")
+        raise ValueError(f"limits must be at least 0, not {list(limits)}")
 
 
 def _pour(owed: list[int], shares: Sequence[float], units: int) -> None:

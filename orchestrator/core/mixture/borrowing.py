@@ -70,7 +70,7 @@ def stand_in(
     if not missing:
         return Loan(dict(counts), dict(debt), is_there=True)
     if missing > size - owing:
-        return f"others stand in for one batch at most, and {owing:.4g} of {size} groups are not paid back"
+        return f"other sources may owe at most one batch, and {owing:.4g} of {size} groups are not paid back yet"
     lenders = [name for name, share in shares.items() if share > 0 and name not in lacking]
     for is_there in (True, False):
         spare = {name: takeable[name] - counts[name] for name in lenders}
@@ -88,7 +88,7 @@ def stand_in(
                 {name: debt.get(name, 0.0) + changes.get(name, 0) for name in counts},
                 is_there,
             )
-    return "no other source that has a weight could stand in"
+    return "no other source with a weight can fill in"
 
 
 def repay(

@@ -208,7 +208,7 @@ class Mixer:
         if isinstance(loan, Loan):
             if loan.is_there:
                 return replace(planned, counts=loan.counts, debt=loan.debt)
-            return Shortage(planned.step, lacks, "others stand in, and are generating")
+            return Shortage(planned.step, lacks, "other sources fill in and are generating")
         return Shortage(planned.step, lacks, loan or "")
 
     def _is_over(self) -> bool:

@@ -138,7 +138,7 @@ def compile_expression(text: str, *, parameter: str = "step") -> Expression:
     """
     if len(text) > MAX_CHARACTERS:
         raise ExpressionError(
-            f"an expression has at most {MAX_CHARACTERS} characters, {text[:40]!r}… has {len(text)}:"
+            f"an expression may have at most {MAX_CHARACTERS} characters, but {text[:40]!r}… has {len(text)}:"
             " write it as a function in a file and give its dotted path"
         )
     if "#" in text:
@@ -174,7 +174,7 @@ class _Compiler:
             raise self._refusal(root, f"write it as `lambda {self._parameter}: …`, with exactly this one parameter")
         nodes = sum(isinstance(node, ast.expr) for node in ast.walk(root.body))
         if nodes > MAX_NODES:
-            raise self._refusal(root, f"{nodes} names, numbers and operations, {MAX_NODES} are the limit")
+            raise self._refusal(root, f"it has {nodes} names, numbers and operations; at most {MAX_NODES} are allowed")
         return closure(self._part(root.body))
 
     def _part(self, node: ast.expr) -> Part:
@@ -217,9 +217,7 @@ class _Compiler:
             return the_step
         value = self._known(node)
         if not isinstance(value, float):
-            raise self._refusal(
-                node, f"{ast.unparse(node)} is {'not known' if value is None else 'a function: call it'}"
-            )
+            raise self._refusal(node, f"{ast.unparse(node)} is {'unknown' if value is None else 'a function: call it'}")
         return value
 
     def _known(self, node: ast.expr) -> float | _Function | None:
@@ -230,7 +228,7 @@ class _Compiler:
             case ast.Attribute(ast.Name("math"), name):
                 return _MATH.get(name)
             case ast.Attribute():
-                raise self._refusal(node, "attributes are not allowed but for math.NAME")
+                raise self._refusal(node, "no attributes are allowed except math.NAME")
             case _:
                 return None
 

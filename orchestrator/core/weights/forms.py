@@ -61,11 +61,11 @@ class Weight:
             return result
         value = _usable(result)
         if value is None:
-            raise WeightError(f"{self.text} at step {step} gives {str(result)[:60]}, {_EXPECTED}")
+            raise WeightError(f"{self.text} at step {step} gives {str(result)[:60]}; {_EXPECTED}")
         return value
 
 
-_EXPECTED: Final = "a finite number of at least 0 is expected"
+_EXPECTED: Final = "expected a finite number of at least 0"
 
 
 def _usable(result: Any) -> float | None:
@@ -93,7 +93,7 @@ def parse_weight(value: float | str, *, directory: Path | None = None) -> Weight
         DottedPathError: the dotted path does not lead to a function.
     """
     if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise WeightError(f"a weight is a number, a lambda or a dotted path, not {str(value)[:60]!r}")
+        raise WeightError(f"a weight must be a number, a lambda or a dotted path, not {str(value)[:60]!r}")
     text = str(value).strip() if isinstance(value, str) else f"{value!r:.60}"
     if text.startswith("lambda"):
         return Weight(text, "lambda", compile_expression(text).__call__)
@@ -105,7 +105,7 @@ def parse_weight(value: float | str, *, directory: Path | None = None) -> Weight
         return _function_weight(text, directory)
     constant = _usable(number)
     if constant is None:
-        raise WeightError(f"a weight is given as {number}, {_EXPECTED}")
+        raise WeightError(f"the weight is {number}; {_EXPECTED}")
     return Weight(text, "constant", lambda _: constant)
 
 
@@ -114,7 +114,7 @@ def _function_weight(path: str, directory: Path | None) -> Weight:
         raise WeightError(f'{path[:60]!r} is not a number, a "lambda step: …", or the dotted path of a function')
     function = resolve(path, directory=directory)
     if inspect.iscoroutinefunction(function):
-        raise WeightError(f"{path} is asynchronous; a weight is a plain function of the step")
+        raise WeightError(f"{path} is asynchronous; a weight must be a plain function of the step")
     try:
         signature = inspect.signature(function)
     except ValueError:  # built-in functions may have no signature to look at
@@ -129,7 +129,7 @@ def _function_weight(path: str, directory: Path | None) -> Weight:
     try:
         signature.bind(0)
     except TypeError as error:
-        raise WeightError(f"{path} cannot be called with the step alone: {error}") from error
+        raise WeightError(f"{path} cannot be called with only the step: {error}") from error
     return Weight(path, "function", function)
 
 

@@ -142,7 +142,7 @@ class WeightTable:
 
     def _history(self, source: str) -> WeightHistory:
         if source not in self._configured:
-            raise SourceUnknown(f"there is no source {source!r}; the sources are {', '.join(self.names)}")
+            raise SourceUnknown(f"no source {source!r}; the sources are {', '.join(self.names)}")
         return self._live.get(source) or self._configured[source]
 
     def set(self, source: str, weight: Weight | None) -> None:
@@ -165,7 +165,7 @@ class WeightTable:
             WeightError: another number of weights than of sources; nothing has changed.
         """
         if len(weights) != len(names):
-            raise WeightError(f"{len(weights)} weights for {len(names)} sources: give one for each, in their order")
+            raise WeightError(f"{len(weights)} weights for {len(names)} sources: write one for each, in the same order")
         self.names = tuple(names)
         # Anew also where the text is the same: the code behind it may have changed.
         self._configured = {name: self._new(name, weight) for name, weight in zip(names, weights, strict=True)}
@@ -198,7 +198,7 @@ class WeightTable:
             value, problem = history.at(step)
             values.append(value or 0.0)
             if problem is not None:
-                kept = "it counts as 0" if value is None else f"its last good value {value:g} is kept"
+                kept = "0 is used instead" if value is None else f"the last good value {value:g} is used instead"
                 warnings.append(f"weight of {name} at step {step}: {problem}; {kept}")
         raw = dict(zip(self._in_force, values, strict=True))
         if not active >= self._all:

@@ -52,14 +52,14 @@ class CheckedChanges:
             ShuttingDown: the daemon is draining.
         """
         if self._is_changing:
-            raise BadRequest("the config is being changed at this moment; ask again when that is over")
+            raise BadRequest("another change of the config is in progress; try again when it is done")
         if self._control.is_draining:
-            raise ShuttingDown("the daemon is draining; start it again first")
+            raise ShuttingDown("the daemon is draining; restart it first")
         self._is_changing = True
         try:
             yield
         except OrchestratorError as error:
-            self._log.error(f"{what} was refused, everything stays as it was: {error}", action="reload_refused")
+            self._log.error(f"{what} was refused, nothing changed: {error}", action="reload_refused")
             raise
         finally:
             self._is_changing = False

@@ -77,7 +77,7 @@ class CheckpointControl:
             self._handouts.ack_through(trained_through)
         step = self._store.ledger.step
         await self._store.save_checkpoint(name)
-        self._log.info(f"checkpoint {name} of step {step} is saved", action="checkpoint_saved")
+        self._log.info(f"saved checkpoint {name} of step {step}", action="checkpoint_saved")
         await self._retain(name)
         return step
 
@@ -88,7 +88,7 @@ class CheckpointControl:
         try:
             await self._remove_oldest(newest, self._kept)
         except OSError as error:
-            self._log.warning(f"an old checkpoint could not be removed, which is tried again at the next: {error}")
+            self._log.warning(f"could not remove an old checkpoint, will retry at the next save: {error}")
 
     async def _remove_oldest(self, newest: str, kept: int) -> None:
         directory = self._store.directory
@@ -97,7 +97,7 @@ class CheckpointControl:
         for fact in others[: max(0, len(facts) - kept)]:
             await anyio.to_thread.run_sync(remove_checkpoint, directory, fact.name)
             self._log.info(
-                f"checkpoint {fact.name} of step {fact.step} is removed: {kept} are kept", action="checkpoint_removed"
+                f"removed checkpoint {fact.name} of step {fact.step}: only {kept} are kept", action="checkpoint_removed"
             )
 
     async def load(self, name: str) -> int:
@@ -112,7 +112,7 @@ class CheckpointControl:
         """
         self._check_free()
         if self._control.is_draining:
-            raise ShuttingDown("the daemon is draining: start it again, then load")
+            raise ShuttingDown("the daemon is draining: restart it, then load")
         await self._store.check_checkpoint(name)
         self._is_loading = True
         try:
@@ -124,8 +124,8 @@ class CheckpointControl:
             self._production.start()
         ledger = self._store.ledger
         self._log.warning(
-            f"checkpoint {name} is loaded: step {ledger.step}, policy version {ledger.policy_version}; all older leases"
-            " have ended, and nothing is generated until a policy version is set",
+            f"loaded checkpoint {name}: step {ledger.step}, policy version {ledger.policy_version}. All older leases"
+            " have ended. Nothing is generated until a policy version is set",
             action="checkpoint_loaded",
         )
         return ledger.step
@@ -138,20 +138,20 @@ class CheckpointControl:
         self._pool.forget(self._store.ledger.policy_version)
         if deadline.cancelled_caught:
             raise StateError(
-                f"checkpoint {name!r} is loaded, but the disk does not keep that: {self._store.fault or 'it is slow'};"
-                " save nothing of the trainer before status.state.fault is null"
+                f"checkpoint {name!r} is loaded, but this is not written to disk: {self._store.fault or 'it is slow'}."
+                " Do not save the trainer until status.state.fault is null"
             )
 
     def _check_free(self) -> None:
         if self._is_loading:
-            raise BadRequest("a checkpoint is being loaded at this moment; ask again when that is over")
+            raise BadRequest("a checkpoint is being loaded; try again when it is done")
 
     async def checkpoints(self) -> list[dict[str, Any]]:
         """All checkpoints, in the order in which they were saved."""
         try:
             facts = await anyio.to_thread.run_sync(list_checkpoints, self._store.directory)
         except OSError as error:
-            raise StateError(f"the checkpoints cannot be listed: {error}") from error
+            raise StateError(f"cannot list the checkpoints: {error}") from error
         return [asdict(fact) for fact in facts]
 
     async def verify(self, name: str | None) -> dict[str, list[str]]:
@@ -176,6 +176,6 @@ class CheckpointControl:
         try:
             return await anyio.to_thread.run_sync(verify_checkpoint, self._store.directory, name)
         except OSError as error:
-            raise CheckpointError(f"checkpoint {name!r} cannot be read: {error}") from error
+            raise CheckpointError(f"cannot read checkpoint {name!r}: {error}") from error
         finally:
             self._verifying.discard(name)

@@ -90,7 +90,7 @@ class EngineControl:
             with anyio.move_on_after(pause.timeout_s) as deadline:
                 await changed.wait()
             if deadline.cancelled_caught and self._pause is pause:
-                self._log.warning(f"a pause of generation ended by its deadline of {pause.timeout_s:g} s")
+                self._log.warning(f"a pause of generation ended after its timeout of {pause.timeout_s:g} s")
                 self.resume()
 
     # -- pauses --------------------------------------------------------------------------------------------------------
@@ -104,7 +104,7 @@ class EngineControl:
         """For how long a pause has been in force, in words; ``None`` without one."""
         if self._pause is None:
             return None
-        return f"for {anyio.current_time() - self._pause.since:.0f} s (of {self._pause.timeout_s:g} s at most)"
+        return f"for {anyio.current_time() - self._pause.since:.0f} s (at most {self._pause.timeout_s:g} s)"
 
     def in_flight(self) -> int:
         """Generations under way."""
@@ -118,11 +118,13 @@ class EngineControl:
             BatchTimeout: the engines were not quiet within ``timeout_s``, which ends the pause too.
         """
         if self._pause is not None and self._pause.owner != owner:
-            raise BadRequest("another connection has paused generation; it ends with that connection or its deadline")
+            raise BadRequest(
+                "another connection has paused generation; the pause ends with that connection or at its timeout"
+            )
         self._pause = _Pause(owner, timeout_s, anyio.current_time())
         self._pauses.notify()
         self._pool.pause()
-        self._log.info(f"generation is paused ({mode}) for at most {timeout_s:g} s", action="generation_paused")
+        self._log.info(f"paused generation ({mode}) for at most {timeout_s:g} s", action="generation_paused")
         if mode == "abort":
             self._pool.interrupt()
         with anyio.move_on_after(timeout_s):
@@ -136,7 +138,9 @@ class EngineControl:
     def resume(self) -> None:
         """End the pause, if there is one."""
         if self._pause is not None:
-            self._log.info(f"generation goes on, after {self.describe_pause()}", action="generation_continued")
+            self._log.info(
+                f"resumed generation, which was paused {self.describe_pause()}", action="generation_continued"
+            )
         self._pause = None
         self._pauses.notify()
         self._pool.resume()
@@ -185,8 +189,8 @@ class EngineControl:
         self._check_free()
         if update.version < self._ledger.policy_version:
             raise VersionWentBack(
-                f"policy version {update.version} is below {self._ledger.policy_version}, which is in force;"
-                " versions only rise"
+                f"policy version {update.version} is below {self._ledger.policy_version}, the current one;"
+                " it must not decrease"
             )
 
         def on_first() -> None:
@@ -201,20 +205,22 @@ class EngineControl:
             self._is_updating = False
         for report in reports:
             if report.error is not None:
-                self._log.warning(f"engine {report.engine} lacks policy version {update.version}: {report.error}")
+                self._log.warning(
+                    f"engine {report.engine} does not have policy version {update.version}: {report.error}"
+                )
         engines = [asdict(report) for report in reports]
         if not any(report.updated for report in reports):
-            why = "; ".join(f"{report.engine}: {report.error}" for report in reports) or "there is no engine"
-            raise UpdateFailed(f"no engine took {update.path!r}: {why}", data={"engines": engines})
+            why = "; ".join(f"{report.engine}: {report.error}" for report in reports) or "there are no engines"
+            raise UpdateFailed(f"no engine loaded {update.path!r}: {why}", data={"engines": engines})
         self._log.info(
-            f"policy version {update.version} from {update.path} is in"
+            f"policy version {update.version} from {update.path} was loaded by"
             f" {sum(report.updated for report in reports)} of {len(reports)} engines"
         )
         return engines
 
     def _check_free(self) -> None:
         if self._is_updating:
-            raise BadRequest("the engines' parameters are being updated at this moment; ask again when that is over")
+            raise BadRequest("an update of the engines' parameters is in progress; try again when it is done")
 
     # -- engines -------------------------------------------------------------------------------------------------------
 
@@ -237,7 +243,7 @@ class EngineControl:
             raise BadRequest(str(error)) from error
         self._specs[spec.name] = spec
         self._journal.record(EngineAdded(spec.name, engine_as_json(spec)))
-        self._log.info(f"engine {spec.name} was added")
+        self._log.info(f"added engine {spec.name}")
         return spec.name
 
     async def reconfigure(self, config: Config) -> None:
@@ -277,7 +283,7 @@ class EngineControl:
         """
         in_flight = self._pool.drain(name, is_draining=is_draining)
         self._journal.record(EngineDrained(name, is_draining, self._in_file.get(name)))
-        self._log.info(f"engine {name} gets {'no new requests' if is_draining else 'requests again'}")
+        self._log.info(f"engine {name} {'gets no new requests' if is_draining else 'gets requests again'}")
         return in_flight
 
     def remove(self, name: str) -> int:
@@ -289,7 +295,7 @@ class EngineControl:
         in_flight = self._pool.remove(name)
         del self._specs[name]
         self._journal.record(EngineRemoved(name, self._in_file.get(name)))
-        self._log.info(f"engine {name} was removed; {in_flight} requests go on elsewhere")
+        self._log.info(f"removed engine {name}; {in_flight} of its requests continue on other engines")
         return in_flight
 
 

@@ -68,11 +68,11 @@ class Reloader:
             found = await self._reload()
         for difference in found:
             if difference.is_live:
-                self._log.info(f"the config has changed: {difference}", action="reloaded")
+                self._log.info(f"the config changed: {difference}", action="reloaded")
             else:
-                self._log.warning(f"{difference}: that takes effect at the next start, because {difference.reason}")
+                self._log.warning(f"{difference}. This needs a restart, because {difference.reason}")
         if not found:
-            self._log.info("the config was read again: nothing in it has changed")
+            self._log.info("reloaded the config: nothing changed")
         return [asdict(difference) for difference in found]
 
     async def _reload(self) -> list[Difference]:
@@ -93,7 +93,7 @@ class Reloader:
 
     async def _read(self) -> LoadedConfig:
         if self._file is None:
-            raise BadRequest("this daemon has no config file to read again")
+            raise BadRequest("this daemon has no config file to reload")
         try:
             return await anyio.to_thread.run_sync(read_config, self._file)
         except ConfigError as error:

@@ -71,15 +71,13 @@ class RunControl:
         """
         if not self.is_draining:
             self.is_draining = True
-            self._log.info("draining: launching has stopped, what is in flight is parked", action="draining")
+            self._log.info("draining: launching has stopped, and what is in flight is being saved", action="draining")
             self._changed.notify()
         with anyio.move_on_after(PARK_DEADLINE_S):
             await self._production.stop()
             await self._store.snapshot()
             return
-        raise ShuttingDown(
-            f"draining takes longer than {PARK_DEADLINE_S:g} s: see status.state.fault; what is parked is kept"
-        )
+        raise ShuttingDown(f"draining takes longer than {PARK_DEADLINE_S:g} s and continues; see status.state.fault")
 
     def reconfigure(self, file_weights: Mapping[str, float | str]) -> None:
         """These are the file's weights now; one set at run time ends where the file's has changed."""
@@ -106,7 +104,9 @@ class RunControl:
         self._store.record(WeightSet(source, weight, self._file_weights[source]))
         self._changed.notify()
         now = self._table.weight(source).text
-        self._audit(f"the weight of {source} is {now}{' (of the file)' if weight is None else ''}, was {before}", by)
+        self._audit(
+            f"the weight of {source} is {now}{' (from the config file)' if weight is None else ''}, was {before}", by
+        )
 
     def restore_weights(self) -> None:
         """Put the weights that the ledger has from run time in force, unless the file has changed that weight since."""
@@ -115,8 +115,8 @@ class RunControl:
                 self._table.set(name, None)
             elif state.weight_in_file != self._file_weights[name]:
                 self._log.warning(
-                    f"the weight {state.weight_override!r} of {name}, set at run time, ends:"
-                    f" the config file now says {self._file_weights[name]!r}"
+                    f"the weight {state.weight_override!r} of {name}, which was set at run time, no longer applies:"
+                    f" the config file changed it to {self._file_weights[name]!r}"
                 )
                 self._table.set(name, None)
                 self._store.record(WeightSet(name, None, self._file_weights[name]))
@@ -139,7 +139,7 @@ class RunControl:
         """Let a paused source take part again, and record it; raises as :meth:`pause_source`."""
         if self._ledger.source(name).paused:
             self._store.record(SourceResumed(name))
-            self._audit(f"{name} takes part again", by)
+            self._audit(f"{name} is resumed", by)
 
     def _audit(self, what: str, by: str) -> None:
         """Say in the log what was done to the run, and by whom."""

@@ -73,15 +73,17 @@ class SourceControl:
             ShuttingDown: the daemon is draining.
             StateError: what is in flight could not be parked; all is as it was.
         """
-        with self._changes.change("a source to be added"):
+        with self._changes.change("adding a source"):
             source = parse_source(raw, weight, cap, directory=self._directory)
             if source.name in (*self._running.config.source_names, *self._running.in_file.source_names):
-                raise BadRequest(f"there is a source {source.name!r} already, or the config file has it: see `sources`")
+                raise BadRequest(
+                    f"there is already a source {source.name!r}, or the config file has one; see `sources`"
+                )
             config = with_source(self._running.config, source, weight, cap)
             rows = await self._changes.examine(config, as_request)
             added = AddedSource(source_as_json(source), weight, cap, rows[source.name], source.prompts.epochs)
             await self._running.become(config, rows, added={source.name: added})
-            self._log.info(f"source {source.name} was added with weight {weight!r}")
+            self._log.info(f"added source {source.name} with weight {weight!r}")
         return source.name
 
     async def remove(self, name: str) -> None:
@@ -92,7 +94,7 @@ class SourceControl:
             BadRequest: it is the last one, or the others never have a weight above 0, or another change is under way.
             ShuttingDown, StateError: as :meth:`add`.
         """
-        with self._changes.change("a source to be removed"):
+        with self._changes.change("removing a source"):
             self._ledger.source(name)
             if len(self._running.config.data_sources) == 1:
                 raise BadRequest(f"{name} is the only source: add another one first, or stop the daemon")
@@ -102,7 +104,7 @@ class SourceControl:
                 await self._running.become(config, rows, removed={name: source_as_json(in_file.source(name))})
             else:
                 await self._running.become(config, rows, undone=[name])
-            self._log.info(f"source {name} was removed")
+            self._log.info(f"removed source {name}")
 
     async def restore(self, name: str) -> None:
         """Have a source of the file again that was removed at run time.
@@ -111,14 +113,14 @@ class SourceControl:
             BadRequest: none of that name was removed, or another change is under way.
             ShuttingDown, StateError: as :meth:`add`.
         """
-        with self._changes.change("a source to be restored"):
+        with self._changes.change("restoring a source"):
             done = self._ledger.source_changes
             if name not in done.removed:
                 raise BadRequest(f"no source {name!r} was removed at run time")
             rest = SourceChanges(dict(done.added), {key: v for key, v in done.removed.items() if key != name})
             config, _ = in_effect(self._running.in_file, rest, directory=self._directory)
             await self._running.become(config, await self._changes.examine(config, as_request), undone=[name])
-            self._log.info(f"source {name} takes part again")
+            self._log.info(f"restored source {name}")
 
 
 def settle_sources(
@@ -140,8 +142,8 @@ def settle_sources(
     other = [name for name, size in found.items() if size.rows != store.ledger.sources[name].rows]
     if other and not allow_source_changes:
         raise ForeignState(
-            f"source {other[0]} was added at run time with {store.ledger.sources[other[0]].rows} prompts, and has"
-            f" {found[other[0]].rows} now: put its prompt file back, or start with --allow-source-changes"
+            f"source {other[0]} was added at run time with {store.ledger.sources[other[0]].rows} prompts, but now has"
+            f" {found[other[0]].rows}: restore its prompt file, or start with --allow-source-changes"
         )
     if other or undone:
         facts = [SourceFacts(name, size.rows, size.epochs) for name, size in found.items()]

@@ -113,7 +113,7 @@ class Child:
             with anyio.CancelScope(shield=True):
                 await self._end(process)
         if self.url is None:
-            words = "\n".join(self._last_words) or "it said nothing"
+            words = "\n".join(self._last_words) or "no output"
             raise EngineError(self.name, f"its server did not start on {self.model}: {words}")
 
     def stop(self) -> None:

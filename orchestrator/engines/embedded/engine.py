@@ -99,7 +99,8 @@ class EmbeddedEngine:
         """
         if importlib.util.find_spec("xllamacpp") is None:
             raise EngineError(
-                self.name, "it needs the package xllamacpp: pip install 'rollout-orchestrator[demo]', or use a server"
+                self.name,
+                "it needs the package xllamacpp: pip install 'rollout-orchestrator[demo]', or use another engine kind",
             )
         self._model = self._model or await self._tiny_model()
         failure: EngineError | None = None
@@ -168,9 +169,9 @@ class EmbeddedEngine:
             EngineUnavailable: the engine does not run.
         """
         if update.keeps_requests:
-            raise EngineRejected(self.name, "it cannot keep requests over an update: use mode abort or finish")
+            raise EngineRejected(self.name, "it cannot keep requests during an update: use mode abort or finish")
         if self._tasks is None or self._child is None:
-            raise EngineUnavailable(self.name, "it does not run")
+            raise EngineUnavailable(self.name, "it is not running")
         async with self._starting:
             old, model = self._child, Path(update.path)
             file = await ModelFile.at(model)
@@ -180,8 +181,8 @@ class EmbeddedEngine:
             if file is not None and file.is_same_place(old.file):
                 raise EngineRejected(
                     self.name,
-                    f"{model} is the file that is served, which must not change: write the new parameters to another"
-                    " file, or to a temporary one that is then renamed to this",
+                    f"{model} is being served and must not change: write the new parameters to another"
+                    " file, or to a temporary file that you then rename to this one",
                 )
             try:
                 await self._start(model)
@@ -194,7 +195,7 @@ class EmbeddedEngine:
     def _running(self) -> LlamaCppEngine:
         server = self._child.server if self._child is not None else None
         if server is None:
-            raise EngineUnavailable(self.name, "its server is not running; it is being started again")
+            raise EngineUnavailable(self.name, "its server is not running and is being restarted")
         return server
 
     # -- the port ------------------------------------------------------------------------------------------------------

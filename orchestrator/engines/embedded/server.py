@@ -55,9 +55,9 @@ def _why_not(model: str) -> str | None:
     """What is wrong with the file itself, if it is the file."""
     try:
         with open(model, "rb") as file:
-            return None if file.read(len(GGUF)) == GGUF else "this is no GGUF file"
+            return None if file.read(len(GGUF)) == GGUF else "this is not a GGUF file"
     except OSError as error:
-        return f"it cannot be read: {error.strerror}"
+        return f"cannot read it: {error.strerror}"
 
 
 if __name__ == "__main__":

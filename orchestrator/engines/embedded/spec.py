@@ -24,11 +24,11 @@ class EmbeddedSpec(EngineSpec):
     kind: Literal["embedded"] = Field(description="embedded: a llama.cpp server that the daemon starts itself.")
     model: FilePath | None = Field(
         None,
-        description="GGUF file of the model; null: a tiny random one, made on the spot. Relative to the config file.",
+        description="GGUF file of the model; null: a tiny random model, created at start. Relative to the config file.",
     )
-    slots: Annotated[int, Field(ge=1, le=1024)] = Field(4, description="Generations that the server runs at a time.")
+    slots: Annotated[int, Field(ge=1, le=1024)] = Field(4, description="Generations that the server runs at once.")
     context_tokens: Count = Field(2048, description="Tokens of prompt and response together, for each slot.")
-    threads: Annotated[int, Field(ge=1, le=1024)] = Field(2, description="Threads that the server computes with.")
+    threads: Annotated[int, Field(ge=1, le=1024)] = Field(2, description="Compute threads of the server.")
     max_in_flight: InFlight | None = Field(None, description="Requests at a time; null: one for each slot.")
     name: EngineName | None = Field(None, description="Unique name in logs and status; null: embedded-POSITION.")
     logprobs: Logprobs = Field(

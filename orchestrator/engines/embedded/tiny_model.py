@@ -62,7 +62,7 @@ def write_tiny_model(path: Path, *, seed: int = 0, ascii_only: bool = True, mean
         import gguf
     except ImportError as error:
         raise StateError(
-            "making a model needs the package gguf: pip install 'rollout-orchestrator[demo]', or name a model file"
+            "creating a model needs the package gguf: pip install 'rollout-orchestrator[demo]', or give a model file"
         ) from error
     writer = gguf.GGUFWriter(path, "llama")
     _describe(writer, gguf)

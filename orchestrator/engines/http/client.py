@@ -210,7 +210,7 @@ class EngineHttp:
             parts.append(part)
             size += len(part)
             if size > max_bytes:
-                raise self._failures.unavailable(f"{path}: an answer of more than {max_bytes} bytes")
+                raise self._failures.unavailable(f"{path}: the answer has more than {max_bytes} bytes")
         return b"".join(parts)
 
     # -- streams -------------------------------------------------------------------------------------------------------

@@ -56,12 +56,12 @@ class Failures:
 
     def wrong(self, path: str, problem: object) -> EngineUnavailable:
         """Of an answer that cannot be one."""
-        return EngineUnavailable(self._name, f"{path}: not what a {self._kind} answers: {problem}")
+        return EngineUnavailable(self._name, f"{path}: not an answer of a {self._kind}: {problem}")
 
 
 def redirected_to(location: str) -> bytes:
     """The text of a redirection. None is followed: the key would go along to a server that nobody named."""
-    return f"it sends requests on to {location}: give the url of that server".encode()
+    return f"it redirects to {location}: use the url of that server".encode()
 
 
 def said(error: Exception) -> str:

@@ -240,9 +240,9 @@ class EventStream(asyncio.Protocol, Generic[T]):
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self.fail(self._failures.wrong(self.path, f"no HTTP: {error}"))
+            self.fail(self._failures.wrong(self.path, f"not HTTP: {error}"))
         if self._beside > MAX_BESIDE_BYTES:
-            self.fail(self._failures.unavailable(f"{self.path}: {MAX_BESIDE_BYTES} bytes without any of the answer"))
+            self.fail(self._failures.unavailable(f"{self.path}: {MAX_BESIDE_BYTES} bytes, but none of the answer"))
         if self._is_whole and self._transport is not None:
             self._leave()
 
@@ -280,7 +280,7 @@ class EventStream(asyncio.Protocol, Generic[T]):
                 self._location = value.decode("latin-1")[:300]
             case b"content-encoding" if value.strip().lower() != b"identity" and not self._is_over:
                 encoding = value.decode("latin-1")[:100]
-                self._end(self._failures.wrong(self.path, f"content of the encoding {encoding}, not asked for"))
+                self._end(self._failures.wrong(self.path, f"content encoding {encoding}, which was not requested"))
 
     def on_headers_complete(self) -> None:
         """The status is known. Interim answers (100, 103) come before the one that counts."""
@@ -342,7 +342,7 @@ class EventStream(asyncio.Protocol, Generic[T]):
         if at < len(data):
             self._rest += data[at:] if at else data
             if len(self._rest) > MAX_LINE_BYTES:
-                self._end(self._failures.unavailable(f"{self.path}: a line of more than {MAX_LINE_BYTES} bytes"))
+                self._end(self._failures.unavailable(f"{self.path}: a line has more than {MAX_LINE_BYTES} bytes"))
 
     def _take(self, data: bytes) -> None:
         if len(data) < SHORT and data.strip() == DONE:

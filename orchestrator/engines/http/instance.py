@@ -57,7 +57,7 @@ class ProcessStart:
                 why = f"it does not say when it was started: {error.message}"
                 raise EngineUnavailable(self._http.name, why) from error
         if found is None and self._can_tell:
-            raise EngineUnavailable(self._http.name, "it does not say any more when it was started")
+            raise EngineUnavailable(self._http.name, "it no longer says when it was started")
         self._can_tell = found is not None
         return found
 

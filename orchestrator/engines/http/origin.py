@@ -83,7 +83,7 @@ class Origin:
         Raises:
             OriginUnreachable: there is none.
         """
-        problem = "cannot connect: its name has no address"
+        problem = "cannot connect: the host name has no address"
         for address in self._addresses if self._is_known() else await self._resolve():
             with anyio.move_on_after(self._connect_timeout_s) as scope:
                 self._connecting.add(scope)
@@ -116,9 +116,9 @@ class Origin:
             with anyio.fail_after(self._connect_timeout_s):
                 found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
         except TimeoutError as error:
-            raise OriginUnreachable("cannot connect: its name was not resolved in time") from error
+            raise OriginUnreachable("cannot connect: the host name was not resolved in time") from error
         except (OSError, UnicodeError) as error:
-            raise OriginUnreachable(f"cannot connect: its name is not known: {error}") from error
+            raise OriginUnreachable(f"cannot connect: unknown host name: {error}") from error
         self._addresses = list(dict.fromkeys(str(address[0]) for *_, address in found))
         self._known_until = loop.time() + RESOLVED_S
         return self._addresses

@@ -21,8 +21,8 @@ from .client import EngineHttp
 __all__ = ["CANNOT_LOAD", "NO_SUCH_PATH", "PAUSE_DEADLINE_S", "resumed"]
 
 CANNOT_LOAD: Final = (
-    "its server cannot load other parameters: start one on them, at the same address, and call set_policy_version when"
-    " it serves"
+    "its server cannot load new parameters: start one with them at the same address, then call set_policy_version"
+    " once it is ready"
 )
 
 NO_SUCH_PATH: Final = frozenset({404, 405})
@@ -58,7 +58,7 @@ async def _resume(http: EngineHttp, path: str, *, after: EngineError | None) -> 
     with anyio.CancelScope(shield=True):
         problem = await _try_to_resume(http, path)
     if problem is not None:
-        before = f"; before: {after.message}" if after is not None else ""
+        before = f"; the error before that: {after.message}" if after is not None else ""
         raise EngineUnavailable(http.name, f"it may still be paused: {problem.message}{before}") from problem
 
 

@@ -115,7 +115,7 @@ class LlamaCppEngine:
             props = await self._http.ask("/props", Props)
             await self._ask_for_the_end(props)
         except EngineRejected as error:
-            raise EngineUnavailable(self.name, f"it is no llama.cpp server: {error.message}") from error
+            raise EngineUnavailable(self.name, f"it is not a llama.cpp server: {error.message}") from error
         context = props.default_generation_settings.get("n_ctx")
         return EngineInfo(
             model=props.model_alias or props.model_path or "unknown",
@@ -138,7 +138,7 @@ class LlamaCppEngine:
         if self._is_adjusted(sampling) and truncates:
             return (
                 "a llama.cpp server cannot give log-probabilities after temperature and before truncation:"
-                " switch top_k, top_p and min_p off, or set logprobs: raw on this engine"
+                " turn off top_k, top_p and min_p, or set logprobs: raw on this engine"
             )
         return None
 
@@ -232,7 +232,7 @@ class LlamaCppEngine:
     def _logprobs_of(self, chunk: Chunk) -> list[float]:
         entries = chunk.completion_probabilities if chunk.tokens else []
         if len(entries) != len(chunk.tokens):
-            raise EngineUnavailable(self.name, f"{len(chunk.tokens)} tokens came with {len(entries)} log-probabilities")
+            raise EngineUnavailable(self.name, f"got {len(chunk.tokens)} tokens but {len(entries)} log-probabilities")
         return [entry.value for entry in entries]
 
     @staticmethod
@@ -259,7 +259,7 @@ class LlamaCppEngine:
     ) -> None:
         """Hand over what the stream left out, and the event after it."""
         if after.tokens_predicted < len(received.tokens) + len(after.tokens):
-            raise EngineUnavailable(self.name, "the stream counts fewer tokens than it gave")
+            raise EngineUnavailable(self.name, "the stream counts fewer tokens than it sent")
         after_logprobs = self._logprobs_of(after)
         body, known = self.body(request), received.tokens
         deadline_s = REPEAT_FACTOR * stream_s + REPEAT_MARGIN_S

@@ -76,7 +76,7 @@ async def missing_tokens(
         and answer.tokens[end:] == after.tokens
     )
     if not agrees:
-        raise EngineUnavailable(http.name, "a repeated request gave other tokens than its stream")
+        raise EngineUnavailable(http.name, "a repeated request gave different tokens than its stream")
     return Missing(answer.tokens[len(known) : end], answer.stop_type)
 
 
@@ -89,7 +89,7 @@ async def score(http: EngineHttp, body: dict[str, Any], context: Sequence[int], 
     # The token that is drawn is forced to be a plain letter, because the answer would leave out an incomplete one.
     letters = (await http.ask("/tokenize", Tokens, {"content": "a", "add_special": False})).tokens
     if not letters:
-        raise EngineUnavailable(http.name, "it has no token for the letter a")
+        raise EngineUnavailable(http.name, "its tokenizer has no token for the letter a")
     question = body | {
         "n_predict": 1,
         "post_sampling_probs": False,
@@ -114,7 +114,7 @@ async def _score_one(http: EngineHttp, question: dict[str, Any], token: int, tem
         logprobs = {candidate.id: candidate.value for candidate in [*entry.top_logprobs, entry]}
         if token in logprobs:
             return logprobs[token] if temperature == 1 else _at_temperature(logprobs, token, temperature)
-    raise EngineUnavailable(http.name, f"it gives no log-probability of token {token}")
+    raise EngineUnavailable(http.name, f"it gives no log-probability for token {token}")
 
 
 def _at_temperature(logprobs: dict[int, float], token: int, temperature: float) -> float:

@@ -22,7 +22,7 @@ class LlamaCppSpec(ServerSpec):
     kind: Literal["llamacpp"] = Field(description="llamacpp: a running llama.cpp server.")
     url: ServerUrl = Field(description="http://HOST:PORT of the server.")
     api_key_env: KeyVariable = Field(None, description=KEY_VARIABLE)
-    max_in_flight: InFlight = Field(16, description="Requests at a time; the server's number of slots is right.")
+    max_in_flight: InFlight = Field(16, description="Requests at a time; use the server's number of slots.")
     name: EngineName | None = Field(None, description="Unique name in logs and status; null: host:port.")
     logprobs: Logprobs = Field(
         "temperature",

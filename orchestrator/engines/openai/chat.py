@@ -117,7 +117,7 @@ class OpenAIChat:
         self._refuse_tokens()
 
     def _refuse_tokens(self) -> NoReturn:
-        raise EngineRejected(self.name, "it has no token ids, being spoken to in texts alone (dialect: chat)")
+        raise EngineRejected(self.name, "it has no token ids, because dialect: chat uses text only")
 
     async def update_parameters(self, update: ParameterUpdate) -> None:
         """Refused: there is no way that all such servers share."""
@@ -144,7 +144,7 @@ class OpenAIChat:
         if request.messages is None:
             self._refuse_tokens()
         if sampling.stop_token_ids:
-            raise EngineRejected(self.name, "it knows no stop_token_ids, having no token ids: use stop")
+            raise EngineRejected(self.name, "stop_token_ids need token ids, which it does not have: use stop")
         options = {
             "top_p": (sampling.top_p, 1),
             "top_k": (sampling.top_k, 0),
@@ -183,5 +183,5 @@ class OpenAIChat:
     def _end(self, finish_reason: str) -> GenerationEnd:
         reason = REASONS.get(finish_reason)
         if reason is None:
-            raise self._http.wrong(PATH, f"the finish reason {finish_reason!r}")
+            raise self._http.wrong(PATH, f"unknown finish reason {finish_reason!r}")
         return GenerationEnd(reason, text_complete=reason != "abort")

@@ -23,7 +23,7 @@ class OpenAISpec(ServerSpec):
     kind: Literal["openai"] = Field(description="openai: a running vLLM, or another OpenAI-compatible server.")
     url: ServerUrl = Field(description="http://HOST:PORT of the server; not of a router.")
     model: Annotated[str, Field(min_length=1)] | None = Field(
-        None, description="Model to ask for; null: the first that the server lists."
+        None, description="Model to use; null: the first one that the server lists."
     )
     dialect: Literal["auto", "vllm", "generic", "llamacpp", "chat"] = Field(
         "auto",

@@ -126,5 +126,5 @@ class OpenAIText:
     def _explained(self, error: EngineRejected, path: str) -> EngineRejected:
         if error.data.get("status") not in MISSING:
             return error
-        advice = f"it has no {path} as vLLM has: a server without it cannot be used"
+        advice = f"it has no {path} like vLLM's, and cannot be used without it"
         return EngineRejected(self._http.name, f"{advice} ({error.message})", data=error.data)

@@ -142,7 +142,7 @@ class OpenAITokens:
         """Draw a token, and see what the server tells of it."""
         letter = (await self._text.tokenize("a", add_special=False))[-1:]
         if not letter:
-            raise EngineUnavailable(self.name, "it has no token for the letter a")
+            raise EngineUnavailable(self.name, "its tokenizer has no token for the letter a")
         drawn = await self._text.draw(letter, only=letter[0])
         lacks = [
             *(["token ids (choices[].token_ids, asked for by return_token_ids)"] if drawn.token is None else []),
@@ -151,7 +151,7 @@ class OpenAITokens:
         if drawn.logprob is None or lacks:
             raise EngineUnavailable(
                 self.name,
-                f"it cannot be trained from: its completions have no {' and no '.join(lacks)}; {TEXT_ALONE}",
+                f"its samples cannot be trained on: its completions have no {' and no '.join(lacks)}; {TEXT_ALONE}",
             )
         if drawn.token == letter[0] and self._dialect == "vllm":
             self._is_processed = drawn.logprob > CERTAIN
@@ -165,12 +165,12 @@ class OpenAITokens:
         if truncates and is_warm and not promises_raw:
             return (
                 "it cannot give log-probabilities after temperature and before truncation:"
-                " switch top_k, top_p and min_p off, or set logprobs: raw on this engine"
+                " turn off top_k, top_p and min_p, or set logprobs: raw on this engine"
             )
         if self._is_processed is True and (truncates or (is_warm and promises_raw)):
             return (
-                "it gives log-probabilities after temperature and truncation, which are others than promised:"
-                " start it without --logprobs-mode processed_logprobs, or switch truncation and logprobs: raw off"
+                "it gives log-probabilities after temperature and truncation, which is not what this config says:"
+                " start it without --logprobs-mode processed_logprobs, or turn off truncation and logprobs: raw"
             )
         if self._is_processed is False and is_warm and not promises_raw:
             return (
@@ -262,12 +262,12 @@ class OpenAITokens:
         if choice.token_ids is None:
             self._has_token_ids = False  # another server than the one that was probed: it is looked at again
             if choice.text:
-                raise self._http.wrong("/v1/completions", "text without token ids")
+                raise self._http.wrong("/v1/completions", "got text without token ids")
         tokens = choice.token_ids or []
         logprobs = choice.logprobs.token_logprobs if choice.logprobs is not None else []
         values = [value for value in logprobs if value is not None]
         if len(values) != len(tokens):
-            problem = f"{len(tokens)} tokens came with {len(values)} log-probabilities"
+            problem = f"got {len(tokens)} tokens but {len(values)} log-probabilities"
             raise self._http.wrong("/v1/completions", problem)
         if tokens or choice.text:
             sink(tokens, values, choice.text)
@@ -287,5 +287,5 @@ class OpenAITokens:
     def _end(self, finish_reason: str) -> GenerationEnd:
         reason = REASONS.get(finish_reason)
         if reason is None:
-            raise self._http.wrong("/v1/completions", f"the finish reason {finish_reason!r}")
+            raise self._http.wrong("/v1/completions", f"unknown finish reason {finish_reason!r}")
         return GenerationEnd(reason, text_complete=reason != "abort")

@@ -52,13 +52,13 @@ async def _post(http: EngineHttp, path: str, body: Mapping[str, object], *, dead
 async def _forget(http: EngineHttp) -> None:
     try:
         answer = await _post(http, "/reset_prefix_cache?reset_running_requests=true", {}, deadline_s=PAUSE_DEADLINE_S)
-        problem = "" if _is_success(answer) else "it did not say why"
+        problem = "" if _is_success(answer) else "it gave no reason"
     except EngineError as error:
         problem = error.message
     if problem:
         raise EngineUnavailable(
             http.name,
-            "it has the new parameters, but still what it computed with the old ones: update it once more, with mode"
+            "it has the new parameters, but its cache still has results of the old ones: update it again with mode"
             f" abort or finish ({problem})",
         )
 

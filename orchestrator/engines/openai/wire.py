@@ -34,7 +34,7 @@ __all__ = [
     "refuse",
 ]
 
-TEXT_ALONE: Final = "write dialect: chat if samples of text alone are what you want"
+TEXT_ALONE: Final = "use dialect: chat if you want samples with text only"
 
 REASONS: Final[dict[str, FinishReason]] = {"stop": "stop", "length": "length", "abort": "abort"}
 """Why a completion ended, in the server's words and in ours."""
@@ -154,7 +154,7 @@ async def found_model(http: EngineHttp, wanted: str | None) -> Model:
         if wanted in (None, model.id):
             return model
     known = ", ".join(model.id for model in models) or "none"
-    raise EngineUnavailable(http.name, f"it does not serve the model {wanted!r}; it serves: {known}")
+    raise EngineUnavailable(http.name, f"it does not serve the model {wanted!r}, only: {known}")
 
 
 def refuse(http: EngineHttp, path: str, problem: Problem) -> NoReturn:

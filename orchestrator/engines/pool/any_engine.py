@@ -81,7 +81,7 @@ class AnyEngine:
                 problem = f"no answer within {deadline_s:g} s"
             if member.went_wrong(member.health.request_failed(problem)):
                 self._log.warning(
-                    f"engine {member.name} is down after failures in a row: {problem}",
+                    f"engine {member.name} is down after repeated failures: {problem}",
                     engine=member.name,
                     action="engine_down",
                 )

@@ -106,5 +106,5 @@ async def exchange(
     if sent.is_late:
         return "late"
     if anyio.current_time() >= sent.last_moment:
-        raise EngineStalled(member.name, f"no end of a request within {settings.request_timeout_s:g} s")
+        raise EngineStalled(member.name, f"a request did not finish within {settings.request_timeout_s:g} s")
     raise EngineStalled(member.name, f"no token for {settings.stall_s:g} s")

@@ -42,7 +42,7 @@ ATTEMPTS_A_TRIAL: Final = 1 << 20
 
 MAX_MOVES: Final = 3
 
-LATE: Final = "its first tokens come long after those of the other engines; requests move on to these"
+LATE: Final = "its first tokens come much later than those of the other engines; requests move to these"
 
 
 class Generation:
@@ -159,7 +159,7 @@ class Generation:
         except EngineRejected as error:
             member.health.request_succeeded()
             member.counts.failed += 1
-            raise GenerationFailed(f"sample {sample.index} was refused: {error.message}") from error
+            raise GenerationFailed(f"sample {sample.index} was rejected: {error.message}") from error
         except EngineError as error:
             return error
         finally:
@@ -169,7 +169,7 @@ class Generation:
         elif end == "late":
             self._late(member)
         elif end.reason == "abort" and len(sample.tokens) == before:
-            return EngineUnavailable(member.name, "it ended a request without a token, unasked")
+            return EngineUnavailable(member.name, "it aborted a request without a token, although nobody asked it to")
         else:
             self._ended(member, end, before)
         return None
@@ -212,7 +212,7 @@ class Generation:
         if was_heard:
             member.health.request_succeeded()
         elif member.silent_s >= self._settings.exchange.stall_s:
-            silence = f"no token for {member.silent_s:.0f} s, over several requests that were cut"
+            silence = f"no token for {member.silent_s:.0f} s, over several interrupted requests"
             self._note_failure(member, EngineStalled(member.name, silence))
         if not self._settings.keep_partials:
             self._sample.cut(self._begin)
@@ -225,7 +225,7 @@ class Generation:
         self._moves += 1
         self._last, self._avoided = None, member
         if member.went_wrong(member.health.request_late(LATE)):
-            self._context.log.warning(f"engine {member.name} rests, then is tried again: {LATE}")
+            self._context.log.warning(f"engine {member.name} gets no requests for a while: {LATE}")
         if len(self._sample.tokens) > self._begin:
             self._count_piece()
 
@@ -234,7 +234,7 @@ class Generation:
         member.counts.stalled += isinstance(error, EngineStalled)
         if member.went_wrong(member.health.request_failed(error.message)):
             self._context.log.warning(
-                f"engine {member.name} is down after failures in a row: {error.message}",
+                f"engine {member.name} is down after repeated failures: {error.message}",
                 engine=member.name,
                 action="engine_down",
             )
@@ -249,7 +249,8 @@ class Generation:
         self._failures = 1 if had_progress else self._failures + 1
         if self._failures > self._settings.max_retries:
             raise GenerationFailed(
-                f"sample {self._sample.index} failed {self._failures} times without a new token, last: {error.message}"
+                f"sample {self._sample.index} failed {self._failures} times without a new token; last error:"
+                f" {error.message}"
             ) from error
         if len(self._sample.tokens) > self._begin:
             self._count_piece()

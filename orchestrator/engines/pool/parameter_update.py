@@ -159,9 +159,11 @@ class ParameterUpdates:
             return
         report = await self._one(member, self._in_force, "finish", CATCH_UP_DEADLINE_S, lambda: None)
         if report.updated:
-            self._log.info(f"engine {member.name} was given policy version {self._in_force.version} again")
+            self._log.info(f"engine {member.name} loaded policy version {self._in_force.version} again")
         else:
-            self._log.warning(f"engine {member.name} lacks policy version {self._in_force.version}: {report.error}")
+            self._log.warning(
+                f"engine {member.name} does not have policy version {self._in_force.version}: {report.error}"
+            )
 
     # -- one engine ----------------------------------------------------------------------------------------------------
 

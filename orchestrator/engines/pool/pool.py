@@ -297,7 +297,7 @@ class EnginePool:
             EngineError: it cannot be started, or does not fit to the others.
         """
         if any(member.name == engine.name for member in self._members):
-            raise BadRequest(f"there is an engine {engine.name!r} already; remove it first, or give another name")
+            raise BadRequest(f"there is already an engine {engine.name!r}; remove it first, or use another name")
         member = self._member(engine)
         member.required = self._updates.required
         await self._roster.add(member)

@@ -141,7 +141,7 @@ class Roster:
             if member.name == name:
                 return member
         known = ", ".join(member.name for member in self._members) or "none"
-        raise BadRequest(f"no engine {name!r}; there are {known}")
+        raise BadRequest(f"no engine {name!r}; the engines are {known}")
 
     # -- one engine's life ---------------------------------------------------------------------------------------------
 
@@ -180,7 +180,7 @@ class Roster:
                 if not member.health.is_up:
                     await self._check_fit(member, info)
         except TimeoutError:
-            self._probe_failed(member, f"no answer to a probe within {PROBE_DEADLINE_S:g} s")
+            self._probe_failed(member, f"a probe was not answered within {PROBE_DEADLINE_S:g} s")
         except (EngineUnavailable, EngineStalled, EngineRejected) as error:
             self._probe_failed(member, error.message)
         except _Misfit as error:
@@ -231,10 +231,11 @@ class Roster:
             return
         name, expected = self._reference
         if (tokens is None) != (expected is None):
-            raise _Misfit(member.name, f"it and {name} do not fit together: one of them gives text alone, no tokens")
+            raise _Misfit(member.name, f"it cannot be used together with {name}: only one of them gives token ids")
         if tokens != expected:
             raise _Misfit(
-                member.name, f"its token ids differ from those of {name}: all engines of a run serve one model"
+                member.name,
+                f"its token ids differ from those of {name}: all engines of a run must serve the same model",
             )
 
     # -- lateness ------------------------------------------------------------------------------------------------------

@@ -257,9 +257,11 @@ class ScriptedEngine:
 
     def _check(self, tokens: Sequence[int]) -> None:
         if len(tokens) >= self._context_tokens:
-            raise EngineRejected(self.name, f"{len(tokens)} tokens do not fit into {self._context_tokens}")
+            raise EngineRejected(
+                self.name, f"{len(tokens)} tokens do not fit into the context of {self._context_tokens}"
+            )
         if not tokens or min(tokens) < 0 or max(tokens) > END_OF_SEQUENCE:
-            raise EngineRejected(self.name, f"a prompt is one or more token ids from 0 to {END_OF_SEQUENCE}")
+            raise EngineRejected(self.name, f"a prompt must be one or more token ids from 0 to {END_OF_SEQUENCE}")
 
     def _fault(self, request: GenerationRequest) -> tuple[str | None, int]:
         """The fault of this request, if any, and after how many tokens it strikes."""

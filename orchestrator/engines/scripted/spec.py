@@ -26,19 +26,19 @@ class ScriptedSpec(EngineSpec):
     tokens_per_s: Annotated[float, Field(gt=0)] = Field(100.0, description="Tokens per second of one request.")
     first_token_s: NonNegativeSeconds = Field(0.02, description="Seconds until the first token.")
     length: Annotated[tuple[Count, Count], Field(strict=False)] | None = Field(
-        None, description="[shortest, longest] response in tokens, evenly drawn; null: always max_new_tokens."
+        None, description="[shortest, longest] response in tokens, drawn uniformly; null: always max_new_tokens."
     )
     tail_sigma: Annotated[float, Field(ge=0, le=10)] | None = Field(
         None,
         description="Width of a long tail: lengths are lognormal around the middle of length, or half of "
         "max_new_tokens; null: no tail.",
     )
-    failure_rate: Probability = Field(0.0, description="Share of requests that are answered as by a 503.")
+    failure_rate: Probability = Field(0.0, description="Share of requests that fail like a 503 answer.")
     reset_rate: Probability = Field(0.0, description="Share of requests whose connection breaks half way.")
     hang_rate: Probability = Field(0.0, description="Share of requests that stop half way and never end.")
-    reject_rate: Probability = Field(0.0, description="Share of requests that are refused as by a 400.")
+    reject_rate: Probability = Field(0.0, description="Share of requests that fail like a 400 answer.")
     delay_s: NonNegativeSeconds = Field(0.0, description="Seconds added before every answer.")
-    time_scale: Annotated[float, Field(ge=0)] = Field(1.0, description="Factor on all times; 0: no waiting at all.")
+    time_scale: Annotated[float, Field(ge=0)] = Field(1.0, description="Factor on all times; 0: no waiting.")
     echo_rate: Probability = Field(
         0.0, description="Share of responses that answer the prompt: the sum of 12+30=, else its last word."
     )
@@ -51,7 +51,8 @@ class ScriptedSpec(EngineSpec):
             raise problem(f"length is {list(self.length)}", "write [shortest, longest]")
         if self.fault_share > 1:
             raise problem(
-                f"the four fault rates add up to {self.fault_share:g}", "they are shares of all requests: at most 1"
+                f"the four fault rates add up to {self.fault_share:g}",
+                "they are shares of all requests, so use a sum of at most 1",
             )
         return self
 

@@ -126,7 +126,7 @@ class SGLangEngine:
             info = await self._model_info()
             models = await self._http.ask("/v1/models", _Models)
         except EngineRejected as error:
-            raise EngineUnavailable(self.name, f"it is no SGLang server: {error.message}") from error
+            raise EngineUnavailable(self.name, f"it is not an SGLang server: {error.message}") from error
         self._context_tokens = models.data[0].max_model_len if models.data else None
         version = str(info.weight_version)
         return EngineInfo(
@@ -152,7 +152,9 @@ class SGLangEngine:
 
     async def tokenize(self, text: str) -> list[int]:
         """``/tokenize``, with the special tokens that a text begins with."""
-        with self._explained(NO_SUCH_PATH, "it has no /tokenize, which newer versions have: give prompts as token ids"):
+        with self._explained(
+            NO_SUCH_PATH, "its version has no /tokenize: update the server, or give prompts as token ids"
+        ):
             return await self._tokenize({"prompt": text, "add_special_tokens": True})
 
     async def tokenize_chat(self, messages: Sequence[Message], template_kwargs: dict[str, Any]) -> list[int]:
@@ -169,7 +171,7 @@ class SGLangEngine:
     async def detokenize(self, tokens: Sequence[int]) -> str:
         """``/detokenize``, without control tokens."""
         body = {"tokens": list(tokens), "skip_special_tokens": True}
-        with self._explained(NO_SUCH_PATH, "it has no /detokenize, which newer versions have: update the server"):
+        with self._explained(NO_SUCH_PATH, "its version has no /detokenize: update the server"):
             return (await self._http.ask("/detokenize", _Text, body)).text
 
     async def _tokenize(self, body: dict[str, Any]) -> list[int]:

@@ -65,7 +65,7 @@ async def _load(http: EngineHttp, update: ParameterUpdate) -> None:
     except EngineRejected as error:
         if error.data.get("status") not in NO_SUCH_PATH:
             raise
-        advice = f"it has no {path}: start it again on the new parameters, and call set_policy_version"
+        advice = f"it has no {path}: restart it with the new parameters, then call set_policy_version"
         raise EngineRejected(http.name, advice, data=error.data) from error
     if not outcome.success:
         raise EngineRejected(http.name, f"{path}: {outcome.message}")
@@ -77,6 +77,6 @@ async def _flush(http: EngineHttp) -> None:
     except EngineError as error:
         raise EngineUnavailable(
             http.name,
-            "it has the new parameters, but still what it computed with the old ones: update it once more, with mode"
+            "it has the new parameters, but its cache still has results of the old ones: update it again with mode"
             f" abort or finish ({error.message})",
         ) from error

@@ -79,7 +79,7 @@ class Received:
         entries, total = meta.output_token_logprobs, meta.completion_tokens
         is_abort = meta.finish_reason is not None and meta.finish_reason.type == "abort"
         if total is None and meta.finish_reason is not None and not is_abort:
-            raise ValueError("its last event does not count the tokens")
+            raise ValueError("its last event has no token count")
         if total is None or (not entries and is_abort):
             total = self.tokens  # an abort while it waited: nothing was added
         if self.tokens + len(entries) == total:
@@ -87,7 +87,7 @@ class Received:
         elif len(entries) == total >= self.tokens:
             new = entries[self.tokens :]
         else:
-            raise ValueError(f"{total} tokens were counted, {self.tokens} had come, and {len(entries)} came with it")
+            raise ValueError(f"an event counts {total} tokens, but {self.tokens} had arrived and it has {len(entries)}")
         self.tokens += len(new)
         return new
 
@@ -155,7 +155,7 @@ class Reader:
             self._http.refuse(finish.status_code, f"/generate: {finish.message or 'no message'}")
         reason = REASONS.get(finish.type)
         if reason is None:
-            raise self._http.wrong("/generate", f"the finish reason {finish.type!r}")
+            raise self._http.wrong("/generate", f"unknown finish reason {finish.type!r}")
         # The beginning of a stop text may have been streamed before the server knew it for one.
         is_complete = self._received.text_is_whole and not self._sampling.stop and reason != "abort"
         return GenerationEnd(reason, text_complete=is_complete)

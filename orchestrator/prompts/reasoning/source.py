@@ -54,7 +54,7 @@ class ReasoningPrompts:
             ValueError: ``epochs`` or ``seed`` out of range.
         """
         if epochs is not None and epochs < 1:
-            raise ValueError(f"epochs is {epochs}, it has to be 1 or more (or null: for ever)")
+            raise ValueError(f"epochs is {epochs}, but must be at least 1, or null for no limit")
         if importlib.util.find_spec("reasoning_gym") is None:
             raise PromptFileError(f"{PREFIX}{spec.task}: it {INSTALL_HINT}")
         order = PromptOrder(seed=seed, name=name, rows=spec.size, shuffle=shuffle)
@@ -94,7 +94,7 @@ class ReasoningPrompts:
             PromptUnavailable: the task raised, hung, or ended its process.
         """
         if not 0 <= prompt_index < len(self):
-            raise IndexError(f"source {self._name} has no entry {prompt_index}, only 0 to {len(self) - 1}")
+            raise IndexError(f"source {self._name} has no entry {prompt_index}, only entries 0 to {len(self) - 1}")
         async with self._limiter:
             try:
                 answer = await self._pool.call(encode_message({"index": prompt_index}))
@@ -108,7 +108,7 @@ class ReasoningPrompts:
         return Prompt(self._name, prompt_index, epoch, answer["question"], answer["answer"], metadata)
 
     def _failed(self, prompt_index: int, why: str) -> str:
-        return f"entry {prompt_index} of {PREFIX}{self._spec.task} cannot be made: {why}"
+        return f"cannot create entry {prompt_index} of {PREFIX}{self._spec.task}: {why}"
 
     async def aclose(self) -> None:
         """Kill the processes."""

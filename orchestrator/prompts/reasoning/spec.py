@@ -31,7 +31,7 @@ def _task_path(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     if re.fullmatch(r"\w+", value.removeprefix(PREFIX)) is None:
-        raise problem(f"{value!r} names no task", f"write {PREFIX}TASK, such as {PREFIX}chain_sum")
+        raise problem(f"{value!r} does not name a task", f"write {PREFIX}TASK, such as {PREFIX}chain_sum")
     return value if value.startswith(PREFIX) else PREFIX + value
 
 
@@ -43,17 +43,17 @@ class ReasoningSpec(PromptSpec):
 
     kind: Literal["reasoning_gym"] = Field(
         "reasoning_gym",
-        description="reasoning_gym: a procedural task of the package reasoning-gym; may be left out where path begins "
+        description="reasoning_gym: a procedural task of the package reasoning-gym; the default if path starts "
         "with reasoning_gym:.",
     )
     path: Annotated[str, BeforeValidator(_task_path, json_schema_input_type=str)] = Field(
-        description="reasoning_gym:TASK; with kind, TASK alone will do."
+        description="reasoning_gym:TASK; if kind is set, just TASK."
     )
     size: Annotated[int, Field(ge=1, le=1 << 32)] | None = Field(
         None, description="Tasks only: number of prompts in an epoch; null: 10000."
     )
     seed: Annotated[int, Field(ge=0, lt=1 << 32)] | None = Field(
-        None, description="Tasks only: what the prompts are drawn by; null: run.seed."
+        None, description="Tasks only: seed of the prompts; null: run.seed."
     )
     options: dict[str, JsonValue] = Field({}, description="Tasks only: the task's own parameters, such as min_terms.")
 
@@ -65,7 +65,7 @@ class ReasoningSpec(PromptSpec):
     @classmethod
     def misplaced(cls, keys: Sequence[str], owner: type[Kind], raw: Mapping[str, Any]) -> PydanticCustomError:
         """Keys of rows."""
-        return problem(f"{', '.join(keys)}: for files of prompts; {raw.get('path')} has none", "leave it out")
+        return problem(f"{', '.join(keys)}: only for prompt files, not for {raw.get('path')}", "remove it")
 
     async def open(self, *, name: str, seed: int) -> PromptSource:
         """Start a process, and make the first entry.

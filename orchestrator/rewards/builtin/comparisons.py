@@ -38,7 +38,7 @@ def contains(sample: Sample, prompt: Prompt) -> bool:
     """
     accepted = _accepted(prompt)
     if "" in accepted:
-        raise RewardError(f"the label of {_place(prompt)} is empty; every response contains it")
+        raise RewardError(f"the label of {_place(prompt)} is empty, so every response contains it")
     return any(answer in sample.text for answer in accepted)
 
 
@@ -88,6 +88,6 @@ def _accepted(prompt: Prompt) -> list[str]:
     labels = prompt.label if isinstance(prompt.label, list) else [prompt.label]
     if not labels or not all(isinstance(label, str | int | float) for label in labels):
         raise RewardError(
-            f"the label of {_place(prompt)} is {prompt.label!r:.200}; a text, a number or a list of these is needed"
+            f"the label of {_place(prompt)} is {prompt.label!r:.200}; it must be a string, a number or a list of these"
         )
     return [str(label).strip() for label in labels]

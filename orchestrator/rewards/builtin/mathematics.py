@@ -34,11 +34,11 @@ def score(sample: Sample, prompt: Prompt) -> float:
     label = prompt.label
     place = f"the label of prompt {prompt.prompt_index} of source {prompt.source}"
     if isinstance(label, bool) or not isinstance(label, str | int | float):
-        raise RewardError(f"reward math_verify: {place} is {label!r:.200}; a text or a number is needed")
+        raise RewardError(f"reward math_verify: {place} is {label!r:.200}; it must be a string or a number")
     text = str(label).strip()
     gold = _parse(text if any(mark in text for mark in MARKS) else f"${text}$")
     if not gold:
-        raise RewardError(f"reward math_verify: nothing can be read in {place}, {text!r:.200}")
+        raise RewardError(f"reward math_verify: found no mathematics in {place}, {text!r:.200}")
     return float(verify(gold, _parse(sample.text), timeout_seconds=None))
 
 

@@ -40,7 +40,7 @@ def score(sample: Sample, prompt: Prompt) -> float | dict[str, Any]:
     spec = prompt.metadata.get("reasoning_gym")
     if not isinstance(spec, dict):
         raise RewardError(
-            f"reward reasoning_gym: prompt {prompt.prompt_index} of source {prompt.source} is not of a source "
+            f"reward reasoning_gym: prompt {prompt.prompt_index} of source {prompt.source} must come from a source "
             "`prompts: {path: reasoning_gym:TASK}`"
         )
     entries = _entries(orjson.dumps(spec, option=orjson.OPT_SORT_KEYS))

@@ -28,7 +28,7 @@ def _known_name(value: str) -> str:
         near = nearest(value, REWARD_NAMES)
         raise problem(
             f"{value!r} is not a built-in reward",
-            f"did you mean {near}?" if near else f"built-in are {', '.join(REWARD_NAMES)}",
+            f"did you mean {near}?" if near else f"the built-in rewards are {', '.join(REWARD_NAMES)}",
         )
     return value
 
@@ -40,7 +40,7 @@ class BuiltInSpec(RewardSpec):
 
     kind: Literal["builtin", "function"] = Field(
         "builtin",
-        description="builtin: a reward that comes with the daemon; may be left out. function means the same where path "
+        description="builtin: a reward that comes with the daemon; optional. function means the same if path "
         "names such a reward.",
     )
     path: Annotated[str, AfterValidator(_known_name), Field(json_schema_extra={"enum": list(REWARD_NAMES)})] = Field(
@@ -51,7 +51,7 @@ class BuiltInSpec(RewardSpec):
     @classmethod
     def _has_a_name(cls, raw: Any) -> Any:
         if isinstance(raw, Mapping) and raw.get("path") is None:
-            raise problem("nothing says what scores", f"path: one of {', '.join(REWARD_NAMES)}")
+            raise problem("the reward has no path", f"set path to one of {', '.join(REWARD_NAMES)}")
         return raw
 
     @model_validator(mode="after")
@@ -59,12 +59,12 @@ class BuiltInSpec(RewardSpec):
         if self.key is not None:
             raise problem(
                 f"key {self.key!r} is given, but {self.path} returns a number",
-                "a key is for functions that return a dictionary",
+                "use key only for functions that return a dictionary",
             )
         if self.group:
             raise problem(
-                f"group: true is given, but {self.path} scores each sample by itself",
-                "group is for functions of all samples of a group",
+                f"group: true is given, but {self.path} scores each sample separately",
+                "use group only for functions that score all samples of a group",
             )
         return self
 

@@ -90,7 +90,7 @@ class HttpReward(BoundedReward):
         try:
             body = encode_request(samples, prompt, group=self._group)
         except (TypeError, ValueError) as error:
-            raise RewardError(f"reward {self._name}: it cannot be asked: {error}") from error
+            raise RewardError(f"reward {self._name}: cannot send the request: {error}") from error
         session = self._open()
         with anyio.move_on_after(self._timeout_s):
             text = await self._post(session, body)
@@ -118,8 +118,8 @@ class HttpReward(BoundedReward):
         if status >= 500 or status in COME_AGAIN:
             raise RewardUnavailable(f"reward {self._name}: the server answered {status}: {said}")
         if 300 <= status < 400:
-            raise self._error(f"the server answered {status}; redirects are not followed: write the address itself")
-        raise self._error(f"the server refused the request: {status}: {said}")
+            raise self._error(f"the server answered {status}; redirects are not followed: use the final address")
+        raise self._error(f"the server rejected the request: {status}: {said}")
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
         parts, size = [], 0
@@ -127,7 +127,7 @@ class HttpReward(BoundedReward):
             parts.append(part)
             size += len(part)
             if size > MAX_ANSWER_BYTES:
-                raise self._error(f"an answer of more than {MAX_ANSWER_BYTES} bytes")
+                raise self._error(f"the answer has more than {MAX_ANSWER_BYTES} bytes")
         return b"".join(parts)
 
     def _error(self, said: str) -> RewardError:
@@ -144,7 +144,7 @@ class HttpReward(BoundedReward):
 def _authorization(api_key_env: str | None) -> dict[str, str]:
     key, wrong = read_key(api_key_env)
     if wrong is not None:
-        raise ValueError(f"{wrong}; set it, or leave api_key_env out")
+        raise ValueError(f"{wrong}; set it, or remove api_key_env")
     return {} if key is None else {"Authorization": f"Bearer {key}"}
 
 
@@ -171,7 +171,7 @@ def encode_request(samples: Sequence[Sample], prompt: Prompt, *, group: bool) ->
         body |= _sample(samples[0])
     data = orjson.dumps(body)
     if len(data) > MAX_REQUEST_BYTES:
-        raise ValueError(f"a request of {len(data)} bytes, at most {MAX_REQUEST_BYTES} are sent")
+        raise ValueError(f"the request has {len(data)} bytes; at most {MAX_REQUEST_BYTES} are sent")
     return data
 
 

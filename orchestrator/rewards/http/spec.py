@@ -27,14 +27,14 @@ def _endpoint_url(value: str) -> str:
         parts = urlsplit(value)
         port = parts.port
     except ValueError as error:
-        raise problem(f"{value!r} is no URL: {error}", right) from error
+        raise problem(f"{value!r} is not a URL: {error}", right) from error
     if parts.scheme not in ("http", "https") or not parts.hostname or re.search(r"\s", value) or port == 0:
         raise problem(f"{value!r} is not the URL of a server", right)
     if parts.username is not None or parts.password is not None:
         raise problem("a URL with a user name or password would show them in logs", f"{right}, and use api_key_env")
     check_host(parts.hostname)
     if parts.fragment:
-        raise problem(f"{value!r} has a fragment, which no server sees", right)
+        raise problem(f"{value!r} has a fragment, which is not sent to the server", right)
     return value
 
 
@@ -46,23 +46,23 @@ class HttpSpec(RewardSpec):
 
     known_as = "servers"
 
-    kind: Literal["http"] = Field(description="http: a server, by its url.")
-    url: EndpointUrl = Field(description="Where requests are posted, such as http://gpu-7:9000/score.")
+    kind: Literal["http"] = Field(description="http: a reward server, by its url.")
+    url: EndpointUrl = Field(description="URL that requests are posted to, such as http://gpu-7:9000/score.")
     api_key_env: Annotated[str, Field(min_length=1), AfterValidator(key_variable)] | None = Field(
-        None, description="Environment variable that holds the server's key; null: none is needed."
+        None, description="Environment variable with the server's API key; null: no key is needed."
     )
 
     @model_validator(mode="before")
     @classmethod
     def _has_a_url(cls, raw: Any) -> Any:
         if isinstance(raw, Mapping) and raw.get("url") is None:
-            raise problem("a reward of kind http needs a url", "url: http://HOST:PORT/PATH")
+            raise problem("a reward of kind http needs a url", "add url: http://HOST:PORT/PATH")
         return raw
 
     @classmethod
     def misplaced(cls, keys: Sequence[str], owner: type[Kind], raw: Mapping[str, Any]) -> PydanticCustomError:
         """The path of a function."""
-        return problem(f"{keys[0]} is for functions, a reward of kind http has none", f"leave {keys[0]} out, or kind")
+        return problem(f"{keys[0]} is for functions, not for a reward of kind http", f"remove {keys[0]} or kind")
 
     @property
     def name(self) -> str:

@@ -45,7 +45,7 @@ async def test_a_frame_that_is_not_finished_in_time_ends_its_connection_and_sile
                 await slow.stream.send(part)
                 header = await slow.header()
                 assert (header["id"], header["error"]["code"]) == (None, "bad_frame")
-                assert "not finished" in header["error"]["message"]
+                assert "not completed" in header["error"]["message"]
                 assert await slow.rest() == b""
         assert await silent.ask("echo", a=2) == {"a": 2}
         assert await waiting.ask("echo", 2) == {}
@@ -198,7 +198,7 @@ async def test_a_client_that_does_not_read_is_cut_off_and_stalls_nobody(
             await until(lambda: len(service.connections) == 1)
             await until(lambda: descriptors() < before)  # although the client keeps its end open
             assert await other.ask("echo", a=2) == {"a": 2}
-    assert any("was cut off" in entry["event"] for entry in lines if entry["log_level"] == "warning")
+    assert any("was disconnected" in entry["event"] for entry in lines if entry["log_level"] == "warning")
 
 
 async def test_a_client_that_reads_slowly_makes_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,7 +127,7 @@ def test_sources_come_and_go_at_run_time_and_a_crash_does_not_forget_it(tmp_path
                 "hard": "removed",
             }
             for wrong, message in (
-                (lambda: client.add_source(code, 1.0), "there is a source 'code' already"),
+                (lambda: client.add_source(code, 1.0), "there is already a source 'code'"),
                 (lambda: client.add_source({**code, "name": "hard"}, 1.0), "config file has it"),
                 (lambda: client.add_source({**code, "name": "gone", "prompts": {"path": "/gone"}}, 1.0), "gone"),
                 (lambda: client.add_source({"name": "x"}, 1.0), "prompts"),

@@ -52,12 +52,12 @@ def test_those_who_have_too_little_yet_are_asked_for_more() -> None:
 
 def test_a_source_that_is_short_itself_lends_nothing() -> None:
     assert loan((4, 4, 4), (0, 3, 9)) == Loan({"a": 0, "b": 3, "c": 9}, {"a": 4, "b": 1, "c": -5}, is_there=True)
-    assert loan((4, 4, 4), (0, 3, 2)) == "no other source that has a weight could stand in"
+    assert loan((4, 4, 4), (0, 3, 2)) == "no other source with a weight can fill in"
 
 
 def test_an_exhausted_source_lends_what_it_has_left() -> None:
     got = loan((4, 4, 4), (0, 5, 4), limits={"b": 5, "c": 4})
-    assert got == "no other source that has a weight could stand in"
+    assert got == "no other source with a weight can fill in"
     got = loan((4, 4, 4), (1, 5, 4), limits={"b": 5})
     assert got == Loan({"a": 1, "b": 5, "c": 6}, {"a": 3, "b": -1, "c": -2}, is_there=False)
 

@@ -159,7 +159,7 @@ def test_a_weight_without_a_good_value_counts_as_zero() -> None:
     row = table_of(BAD_BELOW_10, 1).at(9)
     assert row.shares == {"easy": 0.0, "hard": 1.0}
     assert "weight of easy at step 9" in row.warnings[0]
-    assert row.warnings[0].endswith("it counts as 0")
+    assert row.warnings[0].endswith("0 is used instead")
 
 
 def test_looking_ahead_never_stands_in_for_an_earlier_step() -> None:

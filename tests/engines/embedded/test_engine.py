@@ -79,8 +79,8 @@ async def test_a_request_under_way_when_it_dies_fails_and_keeps_its_tokens(tmp_p
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"this is no model", "this is no GGUF file"),
-        (b"", "this is no GGUF file"),
+        (b"this is no model", "this is not a GGUF file"),
+        (b"", "this is not a GGUF file"),
         (b"GGUF" + bytes(64), "(2 slots of 2048 tokens)"),
     ],
 )

@@ -231,7 +231,7 @@ WRONG = {
 async def test_what_is_no_answer_makes_it_unavailable(name: str) -> None:
     error, got = await failure(WRONG[name], then="hang")
     assert type(error) is EngineUnavailable
-    assert "not what a test server answers" in error.message
+    assert "not an answer of a test server" in error.message
     assert got == []
 
 
@@ -271,7 +271,7 @@ async def test_a_refusal_is_read_to_its_end(status: int, how: str) -> None:
 
 async def test_a_redirection_is_not_followed_and_says_where_to() -> None:
     error, _ = await failure(http_answer(b"", status=307, headers=b"Location: http://there:1/p\r\n"))
-    assert "sends requests on to http://there:1/p: give the url" in error.message
+    assert "redirects to http://there:1/p: use the url" in error.message
 
 
 @pytest.mark.parametrize("then", ["hang", "close", "reset"])

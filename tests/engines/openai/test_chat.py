@@ -184,6 +184,6 @@ async def test_an_answer_that_is_none_is_named() -> None:
         replies = {"v1/models": models, "v1/chat/completions": answer(wrong), "metrics": answer({}, 404)}
         async with fault_server(**replies) as server:
             engine = OpenAIChat(name="c", url=server.url)
-            with pytest.raises(EngineUnavailable, match="not what a chat server answers"):
+            with pytest.raises(EngineUnavailable, match="not an answer of a chat server"):
                 await engine.probe()
             await engine.aclose()

@@ -261,7 +261,7 @@ async def test_a_server_that_is_just_starting_is_not_taken_for_another_one() -> 
 @pytest.mark.parametrize("lacks", [{"completions"}, {"completions", "tokenize", "detokenize"}, {"token_ids"}])
 async def test_text_alone_is_never_fallen_back_to_and_how_to_want_it_is_said(lacks: set[str]) -> None:
     async with engine_on(is_vllm=False, lacks=frozenset(lacks | {"props"})) as (engine, server):
-        with pytest.raises(EngineUnavailable, match="write dialect: chat"):
+        with pytest.raises(EngineUnavailable, match="use dialect: chat"):
             await engine.probe()
         assert "/v1/chat/completions" not in server.asked
 
