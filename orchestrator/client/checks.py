@@ -161,7 +161,7 @@ def _check_reward(what: str, sample: Any) -> None:
     except OverflowError:
         is_number = False
     if not is_number:
-        raise FrameError(f"{what}: its reward is {reward!r:.100}, a finite number is expected")
+        raise FrameError(f"{what}: its reward is {reward!r:.100}; expected a finite number")
 
 
 def _is_run(run: Any) -> bool:

@@ -356,7 +356,7 @@ def test_a_frame_that_the_daemon_refused_is_told(tmp_path: Path) -> None:
 def test_another_number_of_groups_than_announced_is_a_frame_error(tmp_path: Path, groups: int) -> None:
     with stub_daemon(tmp_path, 1) as daemon, RolloutClient(daemon.path) as client:
         daemon.groups = groups
-        with pytest.raises(FrameError, match=f"{groups} groups were announced, 2 came"):
+        with pytest.raises(FrameError, match=f"{groups} groups were announced, but 2 arrived"):
             client.get_batch()
 
 

@@ -72,13 +72,13 @@ def test_a_module_written_just_now_is_found(project: Path) -> None:
     ("path", "message"),
     [
         ("user_singel.f", r"there is no module user_singel in .*; did you mean user_single"),
-        ("user_single.g", r"user_single \(.*user_single.py\) has nothing called g"),
-        ("user_project.scor.f", r"user_project \(.*\) has nothing called scor; did you mean score\?"),
-        ("user_space.iner.weights.flat", r"user_space \(.*user_space\) has nothing called iner; did you mean inner\?"),
-        ("user_space.inner.weights.flatt", r"weights \(.*\) has nothing called flatt; did you mean flat\?"),
-        ("user_project.score.Table.look", r"score.Table \(.*\) has nothing called look; did you mean look_up\?"),
-        ("user_space.inner.weights.number", "cannot be called, it is a int"),
-        ("user_project.broken", "has nothing called broken|cannot be called, it is a module"),
+        ("user_single.g", r"user_single \(.*user_single.py\) has no g"),
+        ("user_project.scor.f", r"user_project \(.*\) has no scor; did you mean score\?"),
+        ("user_space.iner.weights.flat", r"user_space \(.*user_space\) has no iner; did you mean inner\?"),
+        ("user_space.inner.weights.flatt", r"weights \(.*\) has no flatt; did you mean flat\?"),
+        ("user_project.score.Table.look", r"score.Table \(.*\) has no look; did you mean look_up\?"),
+        ("user_space.inner.weights.number", "is not callable, but a int"),
+        ("user_project.broken", "has no broken|is not callable, but a module"),
     ],
 )
 def test_errors_name_the_part_and_what_is_near(project: Path, path: str, message: str) -> None:
@@ -89,7 +89,7 @@ def test_errors_name_the_part_and_what_is_near(project: Path, path: str, message
 
 def test_naming_a_module_asks_for_the_function(project: Path) -> None:
     resolve("user_space.inner.weights.flat", directory=project)
-    with pytest.raises(DottedPathError, match="it is a module: name the function in it"):
+    with pytest.raises(DottedPathError, match="but a module: name the function in it"):
         resolve("user_space.inner.weights", directory=project)
 
 

@@ -13,6 +13,7 @@ import anyio
 import pytest
 
 from orchestrator.engines import Engine, ParameterUpdate, SamplingParams, ScriptedEngine
+from orchestrator.engines.embedded.child import SERVER
 from orchestrator.engines.embedded.engine import EmbeddedEngine
 from orchestrator.engines.embedded.tiny_model import write_tiny_model
 from orchestrator.engines.http import parameters as weights
@@ -431,10 +432,13 @@ async def test_an_embedded_update_that_is_cancelled_leaves_one_child(tmp_path: P
 
 
 def children() -> set[int]:
+    """The processes of embedded servers; a test before may have left others, such as a browser that tests share."""
     found: set[int] = set()
     for task in Path(f"/proc/{os.getpid()}/task").iterdir():
-        with suppress(FileNotFoundError):  # a thread that has just ended
-            found |= set(map(int, (task / "children").read_text().split()))
+        with suppress(FileNotFoundError, ProcessLookupError):  # a thread or a process that has just ended
+            for child in map(int, (task / "children").read_text().split()):
+                if SERVER.name.encode() in Path(f"/proc/{child}/cmdline").read_bytes():
+                    found.add(child)
     return found
 
 

@@ -414,5 +414,5 @@ async def test_a_damaged_frame_of_format_1_steps_back_to_the_snapshot_before(tmp
     flip(directory, max(g.place for _, s in ledger.leases.open_shares() for g in s.groups if g.place.segment < 15))
     ledger, recovery = recover(directory, SIZES, "x")
     assert recovery.snapshot == 6
-    assert "snapshot 7 was stepped over" in recovery.problems[0]
+    assert "skipped snapshot 7" in recovery.problems[0]
     assert summary(ledger) != expected

@@ -326,5 +326,5 @@ def test_what_waits_for_the_archive_is_part_of_a_snapshot_and_survives_going_bac
     assert [key.history for key in read_back.unarchived.batches] == ["n"]
     read_back.apply(Archived("n", 0))
     assert not read_back.unarchived.batches
-    with pytest.raises(CorruptState, match="does not fit the state"):
+    with pytest.raises(CorruptState, match="does not match the state"):
         read_back.apply(Archived("n", 0))

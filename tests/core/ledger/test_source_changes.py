@@ -128,7 +128,7 @@ def test_sources_come_and_go_at_run_time_and_a_crash_does_not_forget_it(tmp_path
             }
             for wrong, message in (
                 (lambda: client.add_source(code, 1.0), "there is already a source 'code'"),
-                (lambda: client.add_source({**code, "name": "hard"}, 1.0), "config file has it"),
+                (lambda: client.add_source({**code, "name": "hard"}, 1.0), "config file has one"),
                 (lambda: client.add_source({**code, "name": "gone", "prompts": {"path": "/gone"}}, 1.0), "gone"),
                 (lambda: client.add_source({"name": "x"}, 1.0), "prompts"),
                 (lambda: client.add_source({**code, "name": "x"}, "lambda step: oops"), "oops"),
@@ -181,7 +181,7 @@ def test_the_file_has_the_last_word_on_sources_where_it_changed(tmp_path: Path) 
             )
         assert process.stop() == 0
         said = [line["message"] for line in process.log]
-        assert "source code, added at run time, is now that of the config file" in said
-        assert any(line.startswith("source hard was removed at run time: that ends") for line in said)
+        assert "source code, which was added at run time, is replaced by that of the config file" in said
+        assert any(line.startswith("source hard was removed at run time. This no longer applies") for line in said)
         process.start()
         assert set(take(process, 2)["sources"]) == {"easy", "hard", "code"}

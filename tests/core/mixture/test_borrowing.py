@@ -65,7 +65,7 @@ def test_an_exhausted_source_lends_what_it_has_left() -> None:
 def test_debt_is_one_batch_at_most() -> None:
     assert isinstance(loan((4, 4, 4), (0, 9, 9), {"a": 8, "b": -8}), Loan)
     assert loan((4, 4, 4), (0, 9, 9), {"a": 5, "b": 4, "c": -9}) == (
-        "others stand in for one batch at most, and 9 of 12 groups are not paid back"
+        "other sources may owe at most one batch, and 9 of 12 groups are not paid back yet"
     )
 
 
@@ -286,7 +286,7 @@ def test_under_wait_the_cause_is_logged_while_it_waits(tmp_path: Path) -> None:
     )
     with daemon(config) as process:
         with process.connect() as client:
-            while not (lines := [line for line in process.log if "is waited for" in line["message"]]):
+            while not (lines := [line for line in process.log if line["message"].startswith("waiting ")]):
                 with pytest.raises(BatchTimeout, match="hard lacks 2 of 2 groups"):
                     client.get_batch(timeout_s=0.2)
             status = client.status()

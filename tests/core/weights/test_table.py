@@ -68,23 +68,23 @@ def test_forms(directory: Path, written: float | str, kind: str, text: str, at_1
 @pytest.mark.parametrize(
     ("written", "error", "message"),
     [
-        (-0.1, WeightError, "given as -0.1"),
-        (math.nan, WeightError, "given as nan"),
-        (math.inf, WeightError, "given as inf"),
-        (10**400, WeightError, "given as inf"),
-        ("-1", WeightError, "given as -1.0"),
-        ("nan", WeightError, "given as nan"),
+        (-0.1, WeightError, "the weight is -0.1"),
+        (math.nan, WeightError, "the weight is nan"),
+        (math.inf, WeightError, "the weight is inf"),
+        (10**400, WeightError, "the weight is inf"),
+        ("-1", WeightError, "the weight is -1.0"),
+        ("nan", WeightError, "the weight is nan"),
         (True, WeightError, "not 'True'"),
         (None, WeightError, "not 'None'"),
         ([0.5], WeightError, "a number, a lambda or a dotted path"),
         ("half", WeightError, "'half' is not a number"),
         ("", WeightError, "'' is not a number"),
-        ("lambda step: foo", ExpressionError, "foo is not known"),
+        ("lambda step: foo", ExpressionError, "foo is unknown"),
         ("lambda x: 1", ExpressionError, "exactly this one parameter"),
         ("own_schedules.hlf", DottedPathError, "did you mean half"),
         ("own_schedules.later", WeightError, "is asynchronous"),
-        ("own_schedules.two", WeightError, "cannot be called with the step alone"),
-        ("own_schedules.Ramp", WeightError, "cannot be called with the step alone"),
+        ("own_schedules.two", WeightError, "cannot be called with only the step"),
+        ("own_schedules.Ramp", WeightError, "cannot be called with only the step"),
     ],
 )
 def test_what_is_no_weight(directory: Path, written: Any, error: type[Exception], message: str) -> None:
@@ -150,7 +150,7 @@ def test_a_failing_weight_keeps_its_last_good_value_with_a_warning() -> None:
     assert row.raw["easy"] == 1.0
     assert len(row.warnings) == 1
     assert row.warnings[0].startswith("weight of easy at step 2: 'lambda step: 1 / (2 - step)' has no value at step 2")
-    assert row.warnings[0].endswith("its last good value 1 is kept")
+    assert row.warnings[0].endswith("the last good value 1 is used instead")
     assert table.at(50).raw["easy"] == 1.0  # negative from step 3 on
     assert table.at(2) == row
 
