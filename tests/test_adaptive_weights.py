@@ -229,7 +229,7 @@ def test_a_required_parameter_named_stats_makes_it_adaptive(module: Path) -> Non
 
 
 def test_where_there_are_no_statistics_adaptive_weights_are_refused(module: Path, tmp_path: Path) -> None:
-    with pytest.raises(FilterError, match="functions of the step alone"):
+    with pytest.raises(FilterError, match="functions of the step only"):
         RewardCaps(["a"], [PATH + "learnability"])
     with pytest.raises(ValueError, match="needs stats, which slime does not provide"):
         read_weights(make_args(tmp_path, {"a": 1, "b": PATH + "learnability"}))
@@ -243,7 +243,7 @@ def test_where_it_fails_the_last_one_in_force_is_kept(module: Path) -> None:
     row = table.at(1)
     assert row.raw == {"a": 0.25}
     assert "ZeroDivisionError at step 1" in row.warnings[0]
-    assert "its last good value 0.25 is kept" in row.warnings[0]
+    assert "the last good value 0.25 is used instead" in row.warnings[0]
 
 
 # -- in a run ---------------------------------------------------------------------------------------------------------

@@ -191,7 +191,7 @@ def test_engines_come_and_go_by_command_and_that_survives_a_crash(tmp_path: Path
             assert "scripted" in refused.stderr
             with pytest.raises(BadRequest, match="'three' is already the name of another engine"):
                 client.add_engine({"kind": "scripted", "name": "three"})
-            with pytest.raises(BadRequest, match="no engine 'two'; there are one, three"):
+            with pytest.raises(BadRequest, match="no engine 'two'; the engines are one, three"):
                 client.remove_engine("two")
             take(client, 2)
             process.kill()
@@ -215,7 +215,7 @@ def test_engines_come_and_go_by_command_and_that_survives_a_crash(tmp_path: Path
             assert engines(client)["two"]["max_in_flight"] == 7
             take(client, 2)
             assert_accounts(client.status())
-        process.wait_for_line("now says something else")
+        process.wait_for_line("This no longer applies")
 
 
 def test_the_last_engine_may_go_and_the_cause_says_how_to_get_one(tmp_path: Path) -> None:

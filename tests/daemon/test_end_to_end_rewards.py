@@ -212,5 +212,5 @@ def test_entries_that_cannot_be_made_cost_their_groups_alone(tmp_path: Path, mon
             client.ack(batch.lease)
         status = client.status()
         assert list(status["sources"]["puzzles"]["dropped"]) == ["prompt_failed"]
-        assert "cannot be made: " in status["sources"]["puzzles"]["producer"]["last_failure"]
+        assert "cannot create entry" in status["sources"]["puzzles"]["producer"]["last_failure"]
         assert_accounts(status)

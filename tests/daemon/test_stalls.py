@@ -189,7 +189,7 @@ def test_what_people_and_trainers_do_is_named(tmp_path: Path, browser_if_any: Br
 
         person.pause_generation(mode="abort", timeout_s=60)
         run.empty()
-        run.says(r"lacks \d of \d groups", r"paused by pause_generation for \d+ s \(of 60 s at most\)")
+        run.says(r"lacks \d of \d groups", r"paused by pause_generation for \d+ s \(at most 60 s\)")
         person.continue_generation()
 
         person.drain_engine("scripted-0")

@@ -363,7 +363,7 @@ async def test_token_ids_outside_of_the_vocabulary_are_refused(engine: Engine, t
 
 async def test_a_real_llama_cpp_server_is_no_sglang_server(url: str) -> None:
     engine = SGLangEngine(name="wrong", url=url)
-    with pytest.raises(EngineUnavailable, match="no SGLang server"):
+    with pytest.raises(EngineUnavailable, match="not an SGLang server"):
         await engine.probe()
     await engine.aclose()
 

@@ -229,7 +229,7 @@ async def test_a_failure_and_a_server_that_stays_paused_are_both_told() -> None:
 async def test_a_cache_that_was_not_forgotten_is_no_success() -> None:
     async with sglang_on() as (engine, server):
         server.path_faults = {"/flush_cache": "400"}
-        with pytest.raises(EngineUnavailable, match="once more"):
+        with pytest.raises(EngineUnavailable, match="update it again"):
             await engine.update_parameters(ParameterUpdate("new/weights", 5, keeps_requests=True))
         await is_running(engine, server)
 
@@ -410,7 +410,7 @@ async def test_embedded_does_not_keep_requests(tmp_path: Path, models: Path) -> 
     engine = embedded(tmp_path, models / "a.gguf")
     with pytest.raises(EngineRejected, match="abort or finish"):
         await engine.update_parameters(ParameterUpdate(str(models / "b.gguf"), 1, keeps_requests=True))
-    with pytest.raises(EngineUnavailable, match="does not run"):
+    with pytest.raises(EngineUnavailable, match="is not running"):
         await engine.update_parameters(ParameterUpdate(str(models / "b.gguf"), 1))
 
 

@@ -52,7 +52,7 @@ def test_the_defaults_are_those_of_slime(tmp_path: Path) -> None:
     [
         ({"data_source_weights": [1]}, r"data_source_weights: 1 weights for 2 sources"),
         ({"data_source_weights": None}, r"data_source_weights: 0 weights for 2 sources"),
-        ({"data_source_weights": [1, -1]}, r"data_source_weights\[1\]: a weight is given as -1"),
+        ({"data_source_weights": [1, -1]}, r"data_source_weights\[1\]: the weight is -1"),
         ({"data_source_weights": [1, "lambda step: open('x')"]}, r"data_source_weights\[1\]: "),
         ({"data_source_weights": [1, "no.such.function"]}, r"data_source_weights\[1\]: no.such.function"),
         ({"data_source_weights": [0, 0]}, r"data_source_weights: all are 0 at step 0"),

@@ -559,7 +559,7 @@ async def test_an_engine_that_is_added_is_used_and_one_that_is_removed_loses_no_
         await load.until(100)
         assert (first.served, first.now) == (before, 0)
         assert states(load.pool) == {"second": "up"}
-        with pytest.raises(BadRequest, match="no engine 'first'; there are second"):
+        with pytest.raises(BadRequest, match="no engine 'first'; the engines are second"):
             load.pool.remove("first")
         with pytest.raises(BadRequest, match="there is already an engine 'second'"):
             await load.pool.add(Stamped("second"))
