@@ -80,7 +80,7 @@ def _entry(function: str, value: dict[Any, Any], key: str | None) -> Any:
             f"reward {function}: it returned a dictionary; set `key` to the one of {keys} that is the reward"
         )
     if key not in value:
-        raise RewardError(f"reward {function}: it returned a dictionary without the key {key!r}; its keys are {keys}")
+        raise RewardError(f"reward {function}: it returned a dictionary without the key {key!r}; its keys: {keys}")
     return value[key]
 
 

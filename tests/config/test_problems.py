@@ -333,13 +333,13 @@ data_sources:
     reward: {kind: http, path: contains, url: "http://judge:9000/score"}
 data_source_weights: [1, 1, 1, 1]
 """,
-        """
-4: data_sources[0].reward: a reward of kind http needs a url (url: http://HOST:PORT/PATH)
-7: data_sources[1].reward.url: a URL with a user name or password would show them in logs \
-(write "http://HOST:PORT/PATH", and use api_key_env)
-10: data_sources[2].reward.url: 'judge:9000/score' is not the URL of a server (write "http://HOST:PORT/PATH")
-13: data_sources[3].reward: path is for functions, a reward of kind http has none (leave path out, or kind)
-""",
+        "4: data_sources[0].reward: a reward of kind http needs a url (add url: http://HOST:PORT/PATH)\n"
+        "7: data_sources[1].reward.url: a URL with a user name or password would show them in logs (write "
+        '"http://HOST:PORT/PATH", and use api_key_env)\n'
+        "10: data_sources[2].reward.url: 'judge:9000/score' is not the URL of a server (write "
+        '"http://HOST:PORT/PATH")\n'
+        "13: data_sources[3].reward: path is for functions, not for a reward of kind http (remove path or "
+        "kind)",
     ),
     "text alone beside tokens": Wrong(
         """
@@ -368,12 +368,11 @@ data_sources:
     reward: {kind: https, url: "http://judge:9000/score"}
 data_source_weights: [1, 1, 1]
 """,
-        f"""
-4: data_sources[0].reward: url is for servers (write kind: http)
-7: data_sources[1].reward: nothing says what scores (path: one of contains, exact_match, math_verify, reasoning_gym, \
-or package.module.f)
-10: data_sources[2].reward.kind: got the string "https" (known kinds are {REWARDS}; did you mean http?)
-""",
+        "4: data_sources[0].reward: url is for servers (write kind: http)\n"
+        "7: data_sources[1].reward: the reward has no path (set path to one of contains, exact_match, "
+        "math_verify, reasoning_gym, or package.module.f)\n"
+        f'10: data_sources[2].reward.kind: got the string "https" (known kinds are {REWARDS}; '
+        "did you mean http?)",
     ),
     "unknown key of a reward": Wrong(
         """
@@ -391,7 +390,7 @@ data_sources:
     prompts: {path: sums.jsonl}
     reward: {path: exact_match, group: true}
 """,
-        "4: data_sources[0].reward: group: true is given, but exact_match scores each sample by itself "
+        "4: data_sources[0].reward: group: true is given, but exact_match scores each sample separately "
         "(use group only for functions that score all samples of a group)",
     ),
     "reward server whose key is not there": Wrong(
@@ -415,12 +414,12 @@ data_sources:
     prompts: {path: "reasoning_gym:"}
 data_source_weights: [1, 1, 1]
 """,
-        """
-3: data_sources[0].prompts: label_key: for files of prompts; reasoning_gym:chain_sum has none (leave it out)
-5: data_sources[1].prompts: size, options: for tasks (path: reasoning_gym:TASK), not for files (leave it out)
-7: data_sources[2].prompts.path: 'reasoning_gym:' names no task (write reasoning_gym:TASK, such as \
-reasoning_gym:chain_sum)
-""",
+        "3: data_sources[0].prompts: label_key: only for prompt files, not for reasoning_gym:chain_sum "
+        "(remove it)\n"
+        "5: data_sources[1].prompts: size, options: only for tasks (path: reasoning_gym:TASK), not for "
+        "files (remove it)\n"
+        "7: data_sources[2].prompts.path: 'reasoning_gym:' does not name a task (write reasoning_gym:TASK, "
+        "such as reasoning_gym:chain_sum)",
     ),
     "prompts of an unknown kind": Wrong(
         """
@@ -435,13 +434,12 @@ data_sources:
     prompts: {kind: reasoning_gym, path: "chain sum"}
 data_source_weights: [1, 1, 1, 1]
 """,
-        f"""
-3: data_sources[0].prompts.kind: got the string "json" (known kinds are {PROMPTS}; did you mean jsonl?)
-5: data_sources[1].prompts.kind: got the string "csv" (known kinds are {PROMPTS})
-7: data_sources[2].prompts.path: most.csv: the suffix '.csv' tells no known format; known are .jsonl, .parquet \
-(rename the file, or set kind)
-9: data_sources[3].prompts.path: 'chain sum' names no task (write reasoning_gym:TASK, such as reasoning_gym:chain_sum)
-""",
+        f'3: data_sources[0].prompts.kind: got the string "json" (known kinds are {PROMPTS}; did you mean jsonl?)\n'
+        f'5: data_sources[1].prompts.kind: got the string "csv" (known kinds are {PROMPTS})\n'
+        "7: data_sources[2].prompts.path: most.csv: unknown suffix '.csv'; the known ones are .jsonl, "
+        ".parquet (rename the file, or set kind)\n"
+        "9: data_sources[3].prompts.path: 'chain sum' does not name a task (write reasoning_gym:TASK, such "
+        "as reasoning_gym:chain_sum)",
     ),
     "keys and paths of one kind, named with another": Wrong(
         """
@@ -459,14 +457,15 @@ data_sources:
     reward: {kind: built_in, path: contains}
 data_source_weights: [1, 1, 1, 1]
 """,
-        f"""
-3: data_sources[0].prompts: size: for tasks (path: reasoning_gym:TASK), not for files (leave it out)
-5: data_sources[1].prompts: input_key: for files of prompts; chain_sum has none (leave it out)
-6: data_sources[1].reward.path: 'my.rewards.score' is not a built-in reward (built-in are contains, exact_match, \
-math_verify, reasoning_gym)
-9: data_sources[2].reward.path: 'exactmatch' is not a built-in reward (did you mean exact_match?)
-12: data_sources[3].reward.kind: got the string "built_in" (known kinds are {REWARDS}; did you mean builtin?)
-""",
+        "3: data_sources[0].prompts: size: only for tasks (path: reasoning_gym:TASK), not for files "
+        "(remove it)\n"
+        "5: data_sources[1].prompts: input_key: only for prompt files, not for chain_sum (remove it)\n"
+        "6: data_sources[1].reward.path: 'my.rewards.score' is not a built-in reward (the built-in rewards "
+        "are contains, exact_match, math_verify, reasoning_gym)\n"
+        "9: data_sources[2].reward.path: 'exactmatch' is not a built-in reward (did you mean "
+        "exact_match?)\n"
+        f'12: data_sources[3].reward.kind: got the string "built_in" (known kinds are {REWARDS}; '
+        "did you mean builtin?)",
     ),
     "a key of the flat form that does not go with all of its sources": Wrong(
         """
@@ -475,7 +474,7 @@ prompt_data_source_names: [sums, puzzles]
 input_key: question
 data_source_weights: [1, 1]
 """,
-        "1: prompt_data[1]: input_key: for files of prompts; reasoning_gym:chain_sum has none (leave it out)",
+        "1: prompt_data[1]: input_key: only for prompt files, not for reasoning_gym:chain_sum (remove it)",
     ),
     "sink of an unknown kind, and keys of sinks": Wrong(
         """
@@ -662,7 +661,7 @@ data_sources:
     prompts:
       path: away.jsonl
 """,
-        "4: data_sources[0].prompts.path: {here}/away.jsonl: cannot be read: No such file or directory",
+        "4: data_sources[0].prompts.path: cannot read {here}/away.jsonl: No such file or directory",
     ),
     "prompts without labels": Wrong(
         """

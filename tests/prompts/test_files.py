@@ -125,7 +125,7 @@ def test_the_order_of_the_file_without_shuffling(write: Any, suffix: str, tmp_pa
 @pytest.mark.parametrize("row", [-1, 2])
 def test_rows_that_are_not_there(write: Any, suffix: str, tmp_path: Path, row: int) -> None:
     path = write(tmp_path / f"x.{suffix}", {"prompt": "a"}, {"prompt": "b"})
-    with pytest.raises(IndexError, match="only 0 to 1"):
+    with pytest.raises(IndexError, match="only rows 0 to 1"):
         read(load_prompts(name="x", path=path), row, 0)
 
 
@@ -136,9 +136,9 @@ BAD_PROMPTS = [
     ([], "'prompt' is empty"),
     ([1, -1], r"'prompt'\[1\] is not a token id"),
     ([1, 2**31], r"'prompt'\[1\] is not a token id"),
-    (["a"], "a list that starts with a text"),
-    ([{"content": "x"}], r"'prompt'\[0\] has no 'role'"),
-    ([{"role": "user", "content": 1}], "a text, a list of parts or null is expected"),
+    (["a"], "a list that starts with a string"),
+    ([{"content": "x"}], r"'prompt'\[0\] needs a 'role'"),
+    ([{"role": "user", "content": 1}], "expected a string, a list of parts or null"),
 ]
 
 
@@ -156,8 +156,8 @@ def test_what_is_not_a_prompt(write: Any, suffix: str, tmp_path: Path, prompt: A
         (True, "'prompt' is a boolean"),
         ([1, True], r"'prompt'\[1\] is not a token id"),
         ([1, 2.0], r"'prompt'\[1\] is not a token id"),
-        ([{"role": "user"}], r"'prompt'\[0\] has no 'content'; the keys there are 'role'"),
-        ([{"role": "user", "content": "x"}, "y"], r"'prompt'\[1\] is a text"),
+        ([{"role": "user"}], r"'prompt'\[0\] has no 'content'; its keys are 'role'"),
+        ([{"role": "user", "content": "x"}, "y"], r"'prompt'\[1\] is a string"),
     ],
 )
 def test_what_is_not_a_prompt_in_json(tmp_path: Path, prompt: Any, said: str) -> None:
@@ -172,7 +172,7 @@ def test_at_most_twenty_bad_rows_are_named(write: Any, suffix: str, tmp_path: Pa
         load_prompts(name="bad", path=path)
     lines = caught.value.message.splitlines()
     assert [line.endswith("'prompt' is empty") for line in lines] == [True] * 20 + [False]
-    assert "not read any further" in lines[20]
+    assert "stopped reading after 20 bad" in lines[20]
 
 
 async def test_opening_in_the_loop_says_the_same(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ async def test_opening_in_the_loop_says_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["absent.jsonl", "absent.parquet"])
 def test_a_file_that_is_not_there(tmp_path: Path, name: str) -> None:
-    with pytest.raises(PromptFileError, match=rf"{name}: cannot be read: .*No such file"):
+    with pytest.raises(PromptFileError, match=rf"cannot read .*{name}: .*No such file"):
         load_prompts(name="x", path=tmp_path / name)
 
 
@@ -196,7 +196,7 @@ def test_a_directory_is_not_a_file(tmp_path: Path) -> None:
 def test_unknown_formats_are_refused_with_the_known_ones(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_text('{"prompt": "a"}\n')
-    with pytest.raises(ValueError, match=r"known are \.jsonl, \.parquet"):
+    with pytest.raises(ValueError, match=r"the known ones are \.jsonl, \.parquet"):
         load_prompts(name="x", path=path)
 
 
@@ -227,7 +227,15 @@ def test_bad_lines_are_all_named_by_file_and_line(tmp_path: Path) -> None:
     assert [line.split(": ")[0] for line in lines] == [f"{path}:{number}" for number in (3, 4, 5, 6, 7, 8, 9)]
     for line, said in zip(
         lines,
-        ["not JSON", "this is a list", "not JSON", "no key 'prompt'", "'metadata' is a text", "not JSON", "is null"],
+        [
+            "not JSON",
+            "expected an object, got a list",
+            "not JSON",
+            "no key 'prompt'",
+            "'metadata' is a string",
+            "not JSON",
+            "got null",
+        ],
         strict=True,
     ):
         assert said in line

@@ -88,5 +88,5 @@ def test_what_is_not_there_is_an_index_error(shuffle: bool, epoch: int, position
 
 @pytest.mark.parametrize(("seed", "rows"), [(-1, 10), (0, 0), (0, MAX_ROWS + 1)])
 def test_parameters_out_of_range_are_refused(seed: int, rows: int) -> None:
-    with pytest.raises(ValueError, match=r"has to be 0 or more|can be ordered"):
+    with pytest.raises(ValueError, match=r"must be at least 0|rows, but must be 1 to"):
         shuffled(seed=seed, rows=rows)

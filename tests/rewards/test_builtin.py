@@ -207,14 +207,14 @@ async def test_everything_else_is_an_error_that_names_the_function(function: str
         "list": "of type list",
         "complex": "of type complex",
         "decimal": "of type Decimal",
-        "nan": "returned nan; a finite number",
+        "nan": "returned nan; expected a finite number",
         "infinite": "returned -inf",
         "numpy nan": "returned nan",
         "dict with text": "under 'score' '0.5' of type str",
         "dict with nan": "under 'score' nan",
         "dict with set": "cannot be written as JSON",
-        "large dict": "bytes of JSON, at most",
-        "empty dict": "without the key 'score'; there are none",
+        "large dict": "bytes of JSON; at most",
+        "empty dict": "without the key 'score'; its keys: none",
     }
     async with reward_of(function, key="score") as reward:
         for label, said in bad.items():
@@ -228,7 +228,7 @@ async def test_everything_else_is_an_error_that_names_the_function(function: str
 
 
 @KINDS
-@pytest.mark.parametrize(("key", "said"), [("reward", "without the key 'reward'"), (None, "say with `key`")])
+@pytest.mark.parametrize(("key", "said"), [("reward", "without the key 'reward'"), (None, "set `key`")])
 async def test_a_dictionary_needs_a_key_that_it_has(function: str, key: str | None, said: str) -> None:
     async with reward_of(function, key=key) as reward:
         with pytest.raises(RewardError, match=f"{said}.*'score', 'why'"):
@@ -360,7 +360,7 @@ async def test_a_process_that_cannot_be_started_is_an_error_of_that_call(monkeyp
     async with reward_of("length") as reward:
         with monkeypatch.context() as short:
             short.setattr(sys, "executable", "/nowhere/python")  # as where there are too many processes already
-            with pytest.raises(RewardError, match=r"length: its worker process cannot be started: .*No such file"):
+            with pytest.raises(RewardError, match=r"length: cannot start its worker process: .*No such file"):
                 await score(reward, sample_of(), prompt_of())
         assert (await score(reward, sample_of("abc"), prompt_of())).value == 3.0
 
@@ -398,8 +398,8 @@ async def test_a_call_that_is_given_up_leaves_nothing_behind(tmp_path: Path, end
 @pytest.mark.parametrize(
     ("how", "said"),
     [
-        ("garbage", "something that is no answer"),
-        ("huge", "something that is no answer"),
+        ("garbage", "something that is not an answer"),
+        ("huge", "something that is not an answer"),
         ("exit", "exited with code 7"),
         ("signal", "signal 15 .Terminated"),
         ("segfault", "signal 11 .Segmentation fault"),

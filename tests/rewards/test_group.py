@@ -53,12 +53,12 @@ async def test_everything_else_is_an_error_for_the_whole_group(function: str) ->
     bad = {
         "too few": "returned 2 rewards for 3 samples",
         "too many": "returned 4 rewards for 3 samples",
-        "none": "for a group a list of 3 rewards is expected",
-        "number": "for a group a list of 3 rewards is expected",
-        "text": "of type str; for a group a list",
-        "dict of a number": "of type float; for a group a list",
-        "scalar array": "for a group a list",
-        "nan inside": "returned nan; a finite number",
+        "none": "for a group it must return a list of 3 rewards",
+        "number": "for a group it must return a list of 3 rewards",
+        "text": "of type str; for a group it must return a list",
+        "dict of a number": "of type float; for a group it must return a list",
+        "scalar array": "for a group it must return a list",
+        "nan inside": "returned nan; expected a finite number",
         "text inside": "of type str; expected a number",
     }
     async with reward_of(function, group=True, key="score") as reward:
@@ -83,7 +83,7 @@ async def test_the_function_sees_the_whole_samples() -> None:
 
 @pytest.mark.parametrize("name", ["exact_match", "contains", "math_verify", "reasoning_gym"])
 def test_what_is_built_in_scores_each_sample_by_itself(name: str) -> None:
-    with pytest.raises(ValueError, match="scores each sample by itself"):
+    with pytest.raises(ValueError, match="scores each sample separately"):
         build_reward(name, group=True)
 
 

@@ -110,16 +110,16 @@ async def test_answers(options: dict[str, Any], said: Any, expected: Any) -> Non
 @pytest.mark.parametrize(
     ("options", "said", "message"),
     [
-        ({}, None, "of type NoneType; a number"),
-        ({}, "0.5", "of type str; a number"),
-        ({}, [0.5], "of type list; a number"),
-        ({}, {"score": 1}, "say with `key` which of 'score'"),
-        ({"key": "reward"}, {"score": 1}, "without the key 'reward'; there are 'score'"),
+        ({}, None, "of type NoneType; expected a number"),
+        ({}, "0.5", "of type str; expected a number"),
+        ({}, [0.5], "of type list; expected a number"),
+        ({}, {"score": 1}, "set `key` to the one of 'score'"),
+        ({"key": "reward"}, {"score": 1}, "without the key 'reward'; its keys: 'score'"),
         ({}, b"NaN", "is not JSON"),
         ({}, b"", "is not JSON"),
         ({}, b"<html>", "is not JSON"),
         ({"group": True}, [1, 2], "returned 2 rewards for 1 samples"),
-        ({"group": True}, 1, "for a group a list of 1 rewards"),
+        ({"group": True}, 1, "for a group it must return a list of 1 rewards"),
     ],
 )
 async def test_wrong_answers_are_errors_and_never_a_number(options: dict[str, Any], said: Any, message: str) -> None:
@@ -146,7 +146,7 @@ async def test_a_key_of_the_environment_is_sent_and_never_shown(monkeypatch: pyt
         port = listener.extra(anyio.abc.SocketAttribute.local_port)
         tasks.start_soon(listener.serve, serve)
         reward = build_reward(kind="http", url=f"http://127.0.0.1:{port}/x", api_key_env="JUDGE_KEY")
-        with pytest.raises(RewardError, match="refused the request: 401: no") as caught:
+        with pytest.raises(RewardError, match="rejected the request: 401: no") as caught:
             await score(reward, finished(0, "x"), PROMPT)
         await reward.aclose()
         tasks.cancel_scope.cancel()
@@ -160,8 +160,8 @@ async def test_a_key_of_the_environment_is_sent_and_never_shown(monkeypatch: pyt
 @pytest.mark.parametrize(
     ("reply", "kind", "message"),
     [
-        (answer({"detail": "no prompt"}, 422), RewardError, "refused the request: 422: .*no prompt"),
-        (answer(b"", 404), RewardError, "refused the request: 404: no message"),
+        (answer({"detail": "no prompt"}, 422), RewardError, "rejected the request: 422: .*no prompt"),
+        (answer(b"", 404), RewardError, "rejected the request: 404: no message"),
         (answer(b"", 307), RewardError, "307; redirects are not followed"),
         (answer(b"x" * 100_000, 400), RewardError, "400: x{300}$"),
         (answer(b"busy", 429), RewardUnavailable, "answered 429: busy"),
@@ -212,7 +212,7 @@ async def test_silence_ends_at_the_deadline_and_so_does_its_connection(reply: Re
 async def test_an_answer_without_end_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "MAX_ANSWER_BYTES", 100_000)
     async with served(Reply(b"1" * 10_000, then="repeat")) as (server, reward):
-        with pytest.raises(RewardError, match="an answer of more than 100000 bytes"):
+        with pytest.raises(RewardError, match="the answer has more than 100000 bytes"):
             await score(reward, finished(0, "x"), PROMPT)
         with anyio.fail_after(10):
             await server.empty()
@@ -220,10 +220,10 @@ async def test_an_answer_without_end_is_not_read_to_its_end(monkeypatch: pytest.
 
 async def test_what_cannot_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     async with served(answer(1)) as (server, reward):
-        with pytest.raises(RewardError, match="cannot be asked"):
+        with pytest.raises(RewardError, match="cannot send the request"):
             await score(reward, finished(0, "x"), Prompt("s", 0, 0, "p", {1, 2}))
         monkeypatch.setattr(http, "MAX_REQUEST_BYTES", 1000)
-        with pytest.raises(RewardError, match=r"a request of \d+ bytes, at most 1000"):
+        with pytest.raises(RewardError, match=r"the request has \d+ bytes; at most 1000"):
             await score(reward, finished(0, "x" * 1000), PROMPT)
         assert not server.requests
 
@@ -261,9 +261,12 @@ async def test_a_call_that_is_given_up_closes_its_connection() -> None:
     ("options", "said"),
     [
         ({"kind": "http"}, "a reward of kind http needs a url"),
-        ({"kind": "http", "url": "http://127.0.0.1:1/x", "path": "contains"}, "a reward of kind http has none"),
+        (
+            {"kind": "http", "url": "http://127.0.0.1:1/x", "path": "contains"},
+            "path is for functions, not for a reward of kind http",
+        ),
         ({"path": "contains", "url": "http://127.0.0.1:1/x"}, "url is for servers"),
-        ({}, "nothing says what scores"),
+        ({}, "the reward has no path"),
     ],
 )
 def test_kinds_have_their_own_place(options: dict[str, Any], said: str) -> None:
