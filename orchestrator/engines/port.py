@@ -1,4 +1,4 @@
-"""The port of inference engines: what the rest of the house knows of them, whatever protocol they speak.
+"""The port of inference engines: what the rest of the daemon knows of them, whatever protocol they speak.
 
 Invariants:
 

@@ -1,6 +1,6 @@
-"""What the floors may use, as far as import-linter cannot say it: allow-lists, and what is done without an import.
+"""What the layers may use, as far as import-linter cannot say it: allow-lists, and what is done without an import.
 
-Which floor may import which is in ``.importlinter``; here are the promises about the world outside of the house.
+Which folder may import which is in ``.importlinter``. Here are the promises about the world outside of the package.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def decisions() -> list[str]:
     return sorted(name.removeprefix("orchestrator.") for name in listed)
 
 
-def files(room: str) -> list[Path]:
-    module = PACKAGE / f"{room}.py"
-    return [module] if module.exists() else sorted((PACKAGE / room).rglob("*.py"))
+def files(part: str) -> list[Path]:
+    module = PACKAGE / f"{part}.py"
+    return [module] if module.exists() else sorted((PACKAGE / part).rglob("*.py"))
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -52,9 +52,9 @@ def foreign(path: Path) -> set[str]:
     return set(imports(path)) - set(sys.stdlib_module_names) - {"orchestrator"}
 
 
-@pytest.mark.parametrize("room", VOCABULARY)
-def test_the_vocabulary_imports_the_standard_library_and_numpy_alone(room: str) -> None:
-    (path,) = files(room)
+@pytest.mark.parametrize("part", VOCABULARY)
+def test_the_vocabulary_imports_the_standard_library_and_numpy_alone(part: str) -> None:
+    (path,) = files(part)
     assert foreign(path) <= VOCABULARY_MAY_IMPORT
 
 
@@ -83,9 +83,9 @@ from orchestrator.client import RolloutClient
     subprocess.run([sys.executable, "-c", program], check=True, timeout=30, cwd=ROOT)
 
 
-@pytest.mark.parametrize("room", decisions())
-def test_decisions_neither_wait_nor_read_nor_write(room: str) -> None:
-    for path in files(room):
+@pytest.mark.parametrize("part", decisions())
+def test_decisions_neither_wait_nor_read_nor_write(part: str) -> None:
+    for path in files(part):
         for node in ast.walk(ast.parse(path.read_text())):
             assert not isinstance(node, ast.Await | ast.AsyncFor | ast.AsyncWith), f"{path.name}:{node.lineno} waits"
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):

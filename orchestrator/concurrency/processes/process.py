@@ -54,7 +54,7 @@ class ServiceProcess:
         """Start a process and wait until it is ready.
 
         Args:
-            service: see the room's ``__init__``.
+            service: see the package's ``__init__``.
             options: given to the service.
             environment: variables that the process has beside the daemon's own.
 

@@ -109,7 +109,7 @@ class Ledger:
             **dict.fromkeys((ParametersHeld, EngineAdded, EngineDrained, EngineRemoved), self.engine_changes.apply),
         }
 
-    # -- decisions that need more than one room ------------------------------------------------------------------------
+    # -- decisions that need more than one part ------------------------------------------------------------------------
 
     def source(self, name: str) -> SourceState:
         """The state of one source.

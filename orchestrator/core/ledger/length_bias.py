@@ -2,7 +2,7 @@
 
 Groups that finish early are short ones. If batches took whatever is finished, they would be shorter than what the
 policy says; and where the old is dropped as stale, long responses would never be trained on. Launch order with bounded
-overtaking (``buffer.py``) is to prevent that; here it is measured.
+overtaking (``source_state.py``) is to prevent that; here it is measured.
 
 Invariants:
 

@@ -4,7 +4,7 @@ Invariants:
 
 * Counts are final when the batch forms and not before; it forms only when every source has what its count asks for, so
   that the mixture of what is trained is exact whatever the speed of the sources (G1).
-* Within a source groups leave in launch order, with bounded overtaking (``buffer.py``).
+* Within a source groups leave in launch order, with bounded overtaking (``source_state.py``).
 * Staleness is checked once, when a batch forms; what is too old is dropped, counted, and its prompt runs again.
 * Where it is allowed at a step (:meth:`Mixer.allow_borrowing`), others stand in for what a source lacks, and are paid
   back (``borrowing.py``): the one exception to the first.

@@ -2,7 +2,7 @@
 
 Invariants:
 
-* The server is a child process that ends when this process does (``embedded_child``).
+* The server is a child process that ends when this process does (``child``).
 * A child that dies is started again on the newest model file, after a wait that grows; meanwhile requests fail at once
   with ``EngineUnavailable``, and the pool keeps their tokens.
 * A child that cannot be started at all stops the daemon, with the child's last words.

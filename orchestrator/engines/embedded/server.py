@@ -2,7 +2,7 @@
 
     python -P server.py MODEL SLOTS CONTEXT_TOKENS THREADS
 
-Imports nothing of this project, so that it starts within 60 ms (``embedded_child``).
+Imports nothing of this project, so that it starts within 60 ms (``child``).
 
 Prints its address as one line, then waits for its standard input to end: the parent holds the other end of that pipe,
 so that this process never outlives it. It ends by ``os._exit``, because the server's destructor can hang while a stream

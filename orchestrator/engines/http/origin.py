@@ -4,7 +4,7 @@ Invariants:
 
 * All addresses of a host name are tried in turn, each within the connect timeout; which they are is remembered for
   ``RESOLVED_S``, so that a name server is not asked once a request.
-* A connection that was kept is used before a new one is made (``http_kept``), where they are kept at all.
+* A connection that was kept is used before a new one is made (``kept``), where they are kept at all.
 * A certificate has to be valid for the host of the URL.
 """
 

@@ -5,7 +5,7 @@ server reports as raw. At other temperatures it is what it reports after samplin
 truncation the server cannot give it, and :meth:`LlamaCppEngine.supports` says so unless ``logprobs`` is ``raw``.
 
 A stream leaves out tokens while the text ends in incomplete UTF-8. The gap is seen by the server's own count. The
-stream is then left, the gap is closed (``llamacpp_gaps``), and a new stream goes on after it, with a seed of its own:
+stream is then left, the gap is closed (``gaps``), and a new stream goes on after it, with a seed of its own:
 the tokens up to there are drawn and handed over, so that what follows may be drawn freshly without bias.
 
 Invariants:

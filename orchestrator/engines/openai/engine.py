@@ -1,9 +1,9 @@
 """OpenAI-compatible servers: which dialect one speaks, and the adapter that speaks it.
 
-* ``vllm`` and ``generic``: token ids by ``/v1/completions`` (``openai_tokens``).
+* ``vllm`` and ``generic``: token ids by ``/v1/completions`` (``tokens``).
 * ``llamacpp``: a llama.cpp server by its own ``/completion`` (``llamacpp``): its OpenAI-compatible paths give no token
   ids, and its streams leave tokens out, which that adapter knows how to find.
-* ``chat``: texts by ``/v1/chat/completions`` (``openai_chat``). Never found out: samples without token ids can only be
+* ``chat``: texts by ``/v1/chat/completions`` (``chat``). Never found out: samples without token ids can only be
   trained on by tokenising their text again, which gives other tokens than were drawn; somebody has to want that.
 
 Invariants:
@@ -46,7 +46,7 @@ class OpenAIEngine:
         model: to ask for; ``None``: the first of ``/v1/models``.
         max_in_flight: requests at a time; the server queues what it does not run.
         dialect: see the module's docstring; ``auto``: found out.
-        logprobs: ``temperature`` or ``raw``, see ``openai_tokens`` and ``llamacpp``.
+        logprobs: ``temperature`` or ``raw``, see ``tokens`` and ``llamacpp``.
         api_key_env: environment variable with the key of the server.
         connect_timeout_s: to connect.
     """

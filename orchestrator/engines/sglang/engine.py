@@ -4,7 +4,7 @@ Log-probabilities are of the distribution after temperature and before truncatio
 server that runs with ``SGLANG_RETURN_ORIGINAL_LOGPROB=1`` gives raw ones, and the config has to say ``logprobs: raw``.
 
 The events of a stream repeat everything so far, unless the server runs with ``--incremental-streaming-output``; both
-are understood (``sglang_stream``).
+are understood (``stream``).
 
 Invariants:
 

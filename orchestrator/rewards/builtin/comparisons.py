@@ -1,4 +1,4 @@
-"""The rewards that come with the house: comparisons of the response's text with the prompt's label.
+"""The built-in rewards: comparisons of the response's text with the prompt's label.
 
 Invariants:
 
