@@ -110,7 +110,7 @@ def check_methods(process: DaemonProcess) -> None:
         try:
             client.request("none")
         except Refused as error:
-            listed = str(error).partition("there are ")[2].split(", ")
+            listed = str(error).partition("use one of ")[2].split(", ")
             must(sorted(listed) == sorted(KINDS), f"the daemon has the methods {listed}, here are {list(KINDS)}")
 
 
