@@ -41,6 +41,9 @@ def serve(options: dict[str, Any]) -> Callable[[dict[str, Any], bytes], dict[str
 
         files = read_files(Path(options["path"]), template=options["chat_template"])
         tokenizer = tokenizers.Tokenizer.from_file(str(files.vocabulary))
+        # The file keeps what its maker last used; a prompt is neither cut nor padded without a word.
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
         render = _renderer(files.template, {**files.special, "add_generation_prompt": options["add_generation_prompt"]})
     except TokenizerError as error:
         raise ServiceRefused(error.message) from error

@@ -55,6 +55,18 @@ async def test_texts_and_chats_become_token_ids(tmp_path: Path) -> None:
         assert text_of(await tokenizer.tokenize_chat(CHAT, {})) == RENDERED.removesuffix("<assistant>")
 
 
+async def test_a_file_that_cuts_and_pads_does_neither_to_prompts(tmp_path: Path) -> None:
+    """A tokenizer.json keeps the truncation and padding that its maker last used, and the library applies them."""
+    folder = write_tokenizer(tmp_path / "t")
+    saved = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    saved.enable_truncation(max_length=4)
+    saved.enable_padding(length=16, pad_id=0)
+    saved.save(str(folder / "tokenizer.json"))
+    async with opened(folder) as tokenizer:
+        assert text_of(await tokenizer.tokenize("a longer prompt than four")) == "a longer prompt than four"
+        assert text_of(await tokenizer.tokenize("ab")) == "ab"
+
+
 @pytest.mark.parametrize(
     ("template", "kwargs", "expected"),
     [
